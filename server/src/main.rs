@@ -1,0 +1,2 @@
+//! polyraft
+fn main(){}
