@@ -34,7 +34,10 @@ impl Entry {
     /// Term and index.
     #[must_use]
     pub const fn id(&self) -> EntryId {
-        EntryId { term: self.term, index: self.index }
+        EntryId {
+            term: self.term,
+            index: self.index,
+        }
     }
 
     /// What the entry counts for in all limits on bytes that concern messages and applying: its

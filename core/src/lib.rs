@@ -14,8 +14,8 @@ mod config;
 mod entry;
 mod error;
 mod event;
-mod message;
 mod membership;
+mod message;
 mod node;
 mod ready;
 mod status;
@@ -33,6 +33,6 @@ pub use ready::{
     Append, Durable, Fetch, Fetched, HardState, Persisted, ReadState, Ready, Snapshot,
     SnapshotMeta, SnapshotOutcome, SoftState,
 };
-pub use status::{BasicStatus, ProgressStatus, ProgressState, RoleName, Status};
+pub use status::{BasicStatus, ProgressState, ProgressStatus, RoleName, Status};
 pub use storage::{InitialState, Storage};
 pub use types::{EntryId, Index, ReplicaId, Term};

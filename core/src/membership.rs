@@ -72,30 +72,46 @@ pub struct ConfChangeV2 {
 impl ConfChange {
     /// The bytes that go into an entry. Versioned; golden bytes are in the tests.
     #[must_use]
-    pub fn encode(&self) -> Bytes { todo!() }
+    pub fn encode(&self) -> Bytes {
+        todo!()
+    }
     /// The change in an entry of kind [`EntryKind::ConfChange`](crate::EntryKind::ConfChange).
-    pub fn decode(_bytes: &Bytes) -> Result<Self, MembershipError> { todo!() }
+    pub fn decode(_bytes: &Bytes) -> Result<Self, MembershipError> {
+        todo!()
+    }
     /// The same as a V2 change.
     #[must_use]
-    pub fn into_v2(self) -> ConfChangeV2 { todo!() }
+    pub fn into_v2(self) -> ConfChangeV2 {
+        todo!()
+    }
 }
 
 impl ConfChangeV2 {
     /// The bytes that go into an entry; a change with nothing in it is the empty string.
     #[must_use]
-    pub fn encode(&self) -> Bytes { todo!() }
+    pub fn encode(&self) -> Bytes {
+        todo!()
+    }
     /// The change in an entry of kind [`EntryKind::ConfChangeV2`](crate::EntryKind::ConfChangeV2).
-    pub fn decode(_bytes: &Bytes) -> Result<Self, MembershipError> { todo!() }
+    pub fn decode(_bytes: &Bytes) -> Result<Self, MembershipError> {
+        todo!()
+    }
 }
 
 impl ConfState {
     /// The configuration after `change`: the one pure function that the state machine's applier
     /// and the core both use, so that they cannot disagree.
-    pub fn apply(&self, _change: &ConfChangeV2) -> Result<Self, MembershipError> { todo!() }
+    pub fn apply(&self, _change: &ConfChangeV2) -> Result<Self, MembershipError> {
+        todo!()
+    }
     /// Whether two majorities are needed at the moment.
     #[must_use]
-    pub fn is_joint(&self) -> bool { !self.voters_outgoing.is_empty() }
+    pub fn is_joint(&self) -> bool {
+        !self.voters_outgoing.is_empty()
+    }
     /// Whether `replica` is a voter in either half or a learner.
     #[must_use]
-    pub fn contains(&self, _replica: ReplicaId) -> bool { todo!() }
+    pub fn contains(&self, _replica: ReplicaId) -> bool {
+        todo!()
+    }
 }

@@ -94,16 +94,24 @@ pub struct Append {
 impl Append {
     /// To store with or after the entries, if changed.
     #[must_use]
-    pub const fn hard_state(&self) -> Option<HardState> { self.hard_state }
+    pub const fn hard_state(&self) -> Option<HardState> {
+        self.hard_state
+    }
     /// Entries to append; whatever is stored at or above the first one's index is overwritten.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] { &self.entries }
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
     /// A snapshot to install first; then there are no entries.
     #[must_use]
-    pub const fn snapshot(&self) -> Option<&Snapshot> { self.snapshot.as_ref() }
+    pub const fn snapshot(&self) -> Option<&Snapshot> {
+        self.snapshot.as_ref()
+    }
     /// False if only the commit index moved: then the write may stay unsynced.
     #[must_use]
-    pub const fn must_sync(&self) -> bool { self.must_sync }
+    pub const fn must_sync(&self) -> bool {
+        self.must_sync
+    }
     /// Gives out what was locked up, against the receipt of a finished sync: messages to send,
     /// and the token for [`RaftNode::on_persisted`](crate::RaftNode::on_persisted).
     #[must_use]
@@ -120,7 +128,9 @@ impl Durable {
     /// To be called directly after a successful sync (or after an unsynced write that
     /// [`Append::must_sync`] allows), nowhere else.
     #[must_use]
-    pub const fn attest() -> Self { Self(()) }
+    pub const fn attest() -> Self {
+        Self(())
+    }
 }
 
 /// The token by which a replica learns that one of its appends is durable.

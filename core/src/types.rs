@@ -83,6 +83,9 @@ impl EntryId {
     /// An entry id from plain numbers.
     #[must_use]
     pub const fn new(term: u64, index: u64) -> Self {
-        Self { term: Term(term), index: Index(index) }
+        Self {
+            term: Term(term),
+            index: Index(index),
+        }
     }
 }

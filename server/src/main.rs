@@ -1,2 +1,2 @@
 //! polyraft
-fn main(){}
+fn main() {}

@@ -1,2 +1,2 @@
 //! codegen
-fn main(){}
+fn main() {}
