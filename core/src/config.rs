@@ -1,5 +1,8 @@
 //! What one replica is told at its start.
 
+use crate::error::ConfigError;
+use crate::progress::InflightLimits;
+use crate::raft::Params;
 use crate::types::{Index, ReplicaId};
 
 /// How reads are confirmed.
@@ -49,4 +52,93 @@ pub struct Config {
     pub max_pending_reads: usize,
     /// Seed of the election jitter; should differ for every replica of every group.
     pub seed: u64,
+}
+
+impl Config {
+    /// A configuration for the replica `id` with the defaults of etcd/raft where it has any: an
+    /// election timeout of 10 ticks, a heartbeat each tick, messages of 1 MiB, 256 in flight,
+    /// CheckQuorum and PreVote on, leaders that step down when they are removed.
+    #[must_use]
+    pub const fn new(id: ReplicaId) -> Self {
+        Self {
+            id,
+            election_ticks: 10,
+            heartbeat_ticks: 1,
+            applied: Index(0),
+            max_message_bytes: 1 << 20,
+            max_committed_bytes: 0,
+            max_uncommitted_bytes: 0,
+            max_inflight_messages: 256,
+            max_inflight_bytes: 0,
+            check_quorum: true,
+            pre_vote: true,
+            read_mode: ReadMode::Safe,
+            disable_proposal_forwarding: false,
+            disable_conf_change_validation: false,
+            step_down_on_removal: true,
+            max_pending_reads: 4096,
+            seed: id.0,
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let checks = [
+            (!self.id.is_none(), "id must not be 0"),
+            (self.heartbeat_ticks > 0, "heartbeat_ticks must not be 0"),
+            (
+                self.election_ticks > self.heartbeat_ticks,
+                "election_ticks must be greater than heartbeat_ticks",
+            ),
+            (
+                self.max_inflight_messages > 0,
+                "max_inflight_messages must not be 0",
+            ),
+            (
+                self.max_inflight_bytes == 0 || self.max_inflight_bytes >= self.max_message_bytes,
+                "max_inflight_bytes must not be below max_message_bytes",
+            ),
+            (
+                self.max_pending_reads > 0,
+                "max_pending_reads must not be 0",
+            ),
+            (
+                self.read_mode != ReadMode::LeaseBased || self.check_quorum,
+                "lease reads need check_quorum",
+            ),
+        ];
+        match checks.iter().find(|(holds, _)| !holds) {
+            Some((_, broken)) => Err(ConfigError(broken)),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of committed entries that may be out at once; at least 1, so that one entry always may.
+    pub(crate) fn committed_bytes_max(&self) -> u64 {
+        match (self.max_committed_bytes, self.max_message_bytes) {
+            (0, limit) | (limit, _) => limit.max(1),
+        }
+    }
+
+    pub(crate) const fn params(&self) -> Params {
+        Params {
+            election_ticks: self.election_ticks,
+            heartbeat_ticks: self.heartbeat_ticks,
+            max_message_bytes: self.max_message_bytes,
+            max_uncommitted_bytes: match self.max_uncommitted_bytes {
+                0 => u64::MAX,
+                limit => limit,
+            },
+            inflights: InflightLimits {
+                messages: self.max_inflight_messages,
+                bytes: self.max_inflight_bytes,
+            },
+            check_quorum: self.check_quorum,
+            pre_vote: self.pre_vote,
+            read_mode: self.read_mode,
+            forward_proposals: !self.disable_proposal_forwarding,
+            validate_conf_changes: !self.disable_conf_change_validation,
+            step_down_on_removal: self.step_down_on_removal,
+            max_pending_reads: self.max_pending_reads,
+        }
+    }
 }

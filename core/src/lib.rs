@@ -14,25 +14,40 @@ mod config;
 mod entry;
 mod error;
 mod event;
+mod invariants;
+mod log;
 mod membership;
+mod memory_storage;
 mod message;
 mod node;
+mod progress;
+mod quorum;
+mod raft;
 mod ready;
+mod rng;
 mod status;
 mod storage;
+mod sync_node;
 mod types;
 
 pub use config::{Config, ReadMode};
 pub use entry::{Entry, EntryKind};
 pub use error::{ConfigError, Error, MembershipError, ProposeError, StepError, StorageError};
-pub use event::Event;
-pub use membership::{ConfChange, ConfChangeKind, ConfChangeV2, ConfState, Transition};
+pub use event::{ConfChangeRefusal, Event, LogCursors, MessageKind};
+pub use membership::{
+    ConfChange, ConfChangeKind, ConfChangeV2, ConfState, Configuration, Transition,
+};
+pub use memory_storage::MemoryStorage;
 pub use message::{Message, Payload, RejectHint};
 pub use node::RaftNode;
+pub use quorum::VoteResult;
+#[doc(hidden)]
+pub use quorum::inspect as quorum_inspect;
 pub use ready::{
     Append, Durable, Fetch, Fetched, HardState, Persisted, ReadState, Ready, Snapshot,
     SnapshotMeta, SnapshotOutcome, SoftState,
 };
 pub use status::{BasicStatus, ProgressState, ProgressStatus, RoleName, Status};
 pub use storage::{InitialState, Storage};
+pub use sync_node::{SyncNode, SyncReady};
 pub use types::{EntryId, Index, ReplicaId, Term};

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 
 use crate::entry::Entry;
+use crate::event::MessageKind;
 use crate::ready::Snapshot;
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
@@ -104,4 +105,49 @@ pub struct RejectHint {
     pub index: Index,
     /// The follower's term at that index; 0 if it does not know it.
     pub term: Term,
+}
+
+impl Payload {
+    /// What it is, without its contents.
+    #[must_use]
+    pub const fn kind(&self) -> MessageKind {
+        match self {
+            Self::Append { .. } => MessageKind::Append,
+            Self::AppendResponse { .. } => MessageKind::AppendResponse,
+            Self::Heartbeat { .. } => MessageKind::Heartbeat,
+            Self::HeartbeatResponse { .. } => MessageKind::HeartbeatResponse,
+            Self::Propose { .. } => MessageKind::Propose,
+            Self::ReadIndex { .. } => MessageKind::ReadIndex,
+            Self::ReadIndexResponse { .. } => MessageKind::ReadIndexResponse,
+            Self::Snapshot(_) => MessageKind::Snapshot,
+            Self::TimeoutNow => MessageKind::TimeoutNow,
+            Self::TransferLeader => MessageKind::TransferLeader,
+            Self::Vote { pre: true, .. } => MessageKind::PreVote,
+            Self::Vote { pre: false, .. } => MessageKind::Vote,
+            Self::VoteResponse { pre: true, .. } => MessageKind::PreVoteResponse,
+            Self::VoteResponse { pre: false, .. } => MessageKind::VoteResponse,
+        }
+    }
+
+    /// Whether it must wait until everything before it is durable: it promises something about
+    /// this replica's disk.
+    #[must_use]
+    pub(crate) const fn waits_for_disk(&self) -> bool {
+        matches!(
+            self,
+            Self::AppendResponse { .. } | Self::VoteResponse { .. }
+        )
+    }
+
+    /// Whether only a member may send it.
+    #[must_use]
+    pub(crate) const fn is_response(&self) -> bool {
+        matches!(
+            self,
+            Self::AppendResponse { .. }
+                | Self::VoteResponse { .. }
+                | Self::HeartbeatResponse { .. }
+                | Self::ReadIndexResponse { .. }
+        )
+    }
 }

@@ -81,14 +81,16 @@ pub struct Ready {
 
 /// One durable write of one replica. Messages that depend on it are locked inside.
 #[must_use]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Append {
     pub(crate) hard_state: Option<HardState>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) snapshot: Option<Snapshot>,
+    /// Entries, a term or a vote are to be written.
     pub(crate) must_sync: bool,
+    /// Messages that wait, in order; those to this replica itself among them.
     pub(crate) held: Vec<Message>,
-    pub(crate) receipt: Persisted,
+    pub(crate) receipt: Option<Receipt>,
 }
 
 impl Append {
@@ -97,26 +99,49 @@ impl Append {
     pub const fn hard_state(&self) -> Option<HardState> {
         self.hard_state
     }
+
     /// Entries to append; whatever is stored at or above the first one's index is overwritten.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
+
+    /// Takes the entries out, to be moved into the write.
+    #[must_use]
+    pub fn take_entries(&mut self) -> Vec<Entry> {
+        core::mem::take(&mut self.entries)
+    }
+
     /// A snapshot to install first; then there are no entries.
     #[must_use]
     pub const fn snapshot(&self) -> Option<&Snapshot> {
         self.snapshot.as_ref()
     }
-    /// False if only the commit index moved: then the write may stay unsynced.
+
+    /// False if nothing of it needs to survive a power cut (only the commit index moved, or only
+    /// messages wait for writes before this one): then the write may stay unsynced.
     #[must_use]
     pub const fn must_sync(&self) -> bool {
-        self.must_sync
+        self.must_sync || self.snapshot.is_some()
     }
+
     /// Gives out what was locked up, against the receipt of a finished sync: messages to send,
-    /// and the token for [`RaftNode::on_persisted`](crate::RaftNode::on_persisted).
-    #[must_use]
+    /// and the token for [`RaftNode::on_persisted`](crate::RaftNode::on_persisted). Appends of one
+    /// replica are written, and their tokens given back, in the order in which they were handed out.
     pub fn persisted(self, _receipt: &Durable) -> (Vec<Message>, Persisted) {
-        (self.held, self.receipt)
+        let (mut send, mut own) = (self.held, Vec::new());
+        if send.iter().any(|message| message.from == message.to) {
+            (own, send) = send
+                .into_iter()
+                .partition(|message| message.from == message.to);
+        }
+        (
+            send,
+            Persisted {
+                receipt: self.receipt,
+                own,
+            },
+        )
     }
 }
 
@@ -133,15 +158,32 @@ impl Durable {
     }
 }
 
+/// What of a replica is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Receipt {
+    /// The term in which the write was handed out.
+    pub(crate) term: Term,
+    /// The last entry of the log then.
+    pub(crate) last: Option<EntryId>,
+    /// The snapshot in the write.
+    pub(crate) snapshot: Option<Index>,
+}
+
 /// The token by which a replica learns that one of its appends is durable.
 #[must_use]
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Persisted {
-    pub(crate) term: Term,
-    pub(crate) last: Option<EntryId>,
-    pub(crate) snapshot: Option<Index>,
-    // Answers of this replica to itself (own vote, own append) that wait for the write.
+    pub(crate) receipt: Option<Receipt>,
+    /// Answers of this replica to itself (its vote, its append) that waited for the write.
     pub(crate) own: Vec<Message>,
+}
+
+impl Persisted {
+    /// Whether giving it back would change nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.receipt.is_none() && self.own.is_empty()
+    }
 }
 
 /// A log range that a replica needs and that is not in memory.

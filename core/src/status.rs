@@ -54,6 +54,8 @@ pub struct ProgressStatus {
     pub inflight_messages: usize,
     /// Unacknowledged bytes.
     pub inflight_bytes: u64,
+    /// The window is full: only empty appends go out.
+    pub inflight_full: bool,
     /// Has no vote that counts.
     pub learner: bool,
 }

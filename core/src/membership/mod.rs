@@ -1,8 +1,18 @@
 //! Group membership: configurations and changes of them (thesis chapter 4, joint consensus).
+//!
+//! [`ConfState`] is the form that is stored and sent, [`Configuration`] the one that is worked with.
+//! [`ConfState::apply`] is the one pure function by which a change takes effect; the core and the
+//! host's applier both use it, so they cannot disagree.
+
+mod change;
+mod codec;
+mod configuration;
 
 use alloc::vec::Vec;
 
 use bytes::Bytes;
+
+pub use configuration::Configuration;
 
 use crate::error::MembershipError;
 use crate::types::ReplicaId;
@@ -38,7 +48,7 @@ pub enum ConfChangeKind {
 /// How a change of several members is carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Transition {
-    /// Simple if one voter changes at most, else joint with automatic leave.
+    /// Simple if there is one change, else joint with automatic leave.
     #[default]
     Auto,
     /// Joint, left automatically.
@@ -70,48 +80,55 @@ pub struct ConfChangeV2 {
 }
 
 impl ConfChange {
-    /// The bytes that go into an entry. Versioned; golden bytes are in the tests.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        todo!()
-    }
-    /// The change in an entry of kind [`EntryKind::ConfChange`](crate::EntryKind::ConfChange).
-    pub fn decode(_bytes: &Bytes) -> Result<Self, MembershipError> {
-        todo!()
-    }
     /// The same as a V2 change.
     #[must_use]
     pub fn into_v2(self) -> ConfChangeV2 {
-        todo!()
+        ConfChangeV2 {
+            transition: Transition::Auto,
+            changes: alloc::vec![(self.kind, self.replica)],
+            context: self.context,
+        }
     }
 }
 
 impl ConfChangeV2 {
-    /// The bytes that go into an entry; a change with nothing in it is the empty string.
+    /// Whether this leaves a joint configuration.
     #[must_use]
-    pub fn encode(&self) -> Bytes {
-        todo!()
+    pub fn leaves_joint(&self) -> bool {
+        self.transition == Transition::Auto && self.changes.is_empty()
     }
-    /// The change in an entry of kind [`EntryKind::ConfChangeV2`](crate::EntryKind::ConfChangeV2).
-    pub fn decode(_bytes: &Bytes) -> Result<Self, MembershipError> {
-        todo!()
+
+    /// Whether this enters a joint configuration, and if so whether that is left automatically.
+    #[must_use]
+    pub fn enters_joint(&self) -> Option<bool> {
+        match self.transition {
+            Transition::Auto if self.changes.len() <= 1 => None,
+            Transition::Auto | Transition::JointImplicit => Some(true),
+            Transition::JointExplicit => Some(false),
+        }
     }
 }
 
 impl ConfState {
-    /// The configuration after `change`: the one pure function that the state machine's applier
-    /// and the core both use, so that they cannot disagree.
-    pub fn apply(&self, _change: &ConfChangeV2) -> Result<Self, MembershipError> {
-        todo!()
+    /// The configuration after `change`.
+    ///
+    /// # Errors
+    /// The change is not possible in this configuration; nothing changes then.
+    pub fn apply(&self, change: &ConfChangeV2) -> Result<Self, MembershipError> {
+        Ok(Configuration::restore(self)?.apply(change)?.to_conf_state())
     }
+
     /// Whether two majorities are needed at the moment.
     #[must_use]
-    pub fn is_joint(&self) -> bool {
+    pub const fn is_joint(&self) -> bool {
         !self.voters_outgoing.is_empty()
     }
+
     /// Whether `replica` is a voter in either half or a learner.
     #[must_use]
-    pub fn contains(&self, _replica: ReplicaId) -> bool {
-        todo!()
+    pub fn contains(&self, replica: ReplicaId) -> bool {
+        [&self.voters, &self.learners, &self.voters_outgoing]
+            .iter()
+            .any(|list| list.contains(&replica))
     }
 }
