@@ -1,1 +1,21 @@
-//! Placeholder.
+//! What checks Polyraft from outside its crates.
+//!
+//! Three kinds of check live in this package; unit, property and conformance tests live beside the code
+//! they test.
+//!
+//! | kind | where | finds | cannot find |
+//! |---|---|---|---|
+//! | repository checks | [`tidy`], [`deps`]; `tests/tidy.rs`, `tests/deps.rs` | a file, a link or a dependency that breaks the house rules | anything about behaviour |
+//! | whole processes | `tests/process.rs` | lost acknowledged writes, stuck groups, unclear errors, with real stores, sockets and `kill -9` | a lost page cache: `kill -9` keeps what the kernel has taken |
+//! | histories | `src/bin/lincheck.rs` | any order of results that no single copy of the data could have given | faults that no client saw |
+//!
+//! Contract of the process tests: they run the binary that `make build` made (or `POLYRAFT_BIN`), on ports
+//! the system picks, in temporary directories; whatever they start is stopped when the test ends, also by a
+//! panic; they wait for conditions with generous bounds and never assert on how long something took.
+//!
+//! This package depends on no other package of the workspace: the server is reached over its sockets and
+//! its command line only, as its users reach it. So the repository checks build in seconds.
+
+pub mod deps;
+pub mod rust_source;
+pub mod tidy;
