@@ -26,7 +26,8 @@ pub(crate) fn check<S: Storage>(raft: &Raft<S>) -> Result<(), Error> {
             "the last entry has a known term",
         ),
         (
-            raft.log.last_id().is_ok_and(|id| id.term <= raft.term),
+            // A bootstrap state may claim a term that the replica has yet to hear of.
+            last < first || raft.log.last_id().is_ok_and(|id| id.term <= raft.term),
             "no entry of a future term",
         ),
         (

@@ -143,6 +143,35 @@ impl Append {
             },
         )
     }
+
+    /// The parts one by one, for transcripts that deliver each by itself: everything that waits,
+    /// and the token without the answers to this replica itself.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<Message>, Option<Persisted>) {
+        let token = self.receipt.map(|receipt| Persisted {
+            receipt: Some(receipt),
+            own: Vec::new(),
+        });
+        (self.held, token)
+    }
+
+    /// What waits, and what the token will say: term, last entry.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn inspect(&self) -> (&[Message], Option<(Term, Option<EntryId>)>) {
+        (
+            &self.held,
+            self.receipt.map(|receipt| (receipt.term, receipt.last)),
+        )
+    }
+
+    /// Whether entries, term or vote are to be written, which is what etcd calls `MustSync`.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn entries_or_vote(&self) -> bool {
+        self.must_sync
+    }
 }
 
 /// Proof that a sync has returned. Only the code that called the sync may make one.

@@ -48,8 +48,12 @@ fn main() -> Result<()> {
 
 #[expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 fn compare() -> Result<()> {
-    println!("3 replicas in memory, {PAYLOAD_BYTES}-byte proposals, {ROUNDS} rounds of {ROUND:?} in turn");
-    println!("| batch | ours, proposals/s (min..max) | ns each | raft 0.7, proposals/s (min..max) | ratio |");
+    println!(
+        "3 replicas in memory, {PAYLOAD_BYTES}-byte proposals, {ROUNDS} rounds of {ROUND:?} in turn"
+    );
+    println!(
+        "| batch | ours, proposals/s (min..max) | ns each | raft 0.7, proposals/s (min..max) | ratio |"
+    );
     println!("|---|---|---|---|---|");
     for batch in BATCHES {
         let (mut ours, mut peers) = (Vec::new(), Vec::new());
@@ -61,7 +65,9 @@ fn compare() -> Result<()> {
         let (low, mid, high) = spread(&mut ours);
         let each = 1e9 / mid;
         if peers.is_empty() {
-            println!("| {batch} | {mid:.0} ({low:.0}..{high:.0}) | {each:.0} | (build with --features peers) | |");
+            println!(
+                "| {batch} | {mid:.0} ({low:.0}..{high:.0}) | {each:.0} | (build with --features peers) | |"
+            );
             continue;
         }
         let (peer_low, peer_mid, peer_high) = spread(&mut peers);
@@ -104,5 +110,9 @@ fn rate(group: &mut impl Group, batch: usize) -> f64 {
 
 fn spread(values: &mut [f64]) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
-    (values[0], values[values.len() / 2], values[values.len() - 1])
+    (
+        values[0],
+        values[values.len() / 2],
+        values[values.len() - 1],
+    )
 }

@@ -31,8 +31,12 @@ impl Peer {
             let storage = MemStorage::new_with_conf_state((vec![1, 2, 3], vec![]));
             nodes.push(RawNode::new(&config, storage, &logger)?);
         }
-        let mut this =
-            Self { nodes, inbox: Vec::new(), payload: vec![7; PAYLOAD_BYTES], rounds: 0 };
+        let mut this = Self {
+            nodes,
+            inbox: Vec::new(),
+            payload: vec![7; PAYLOAD_BYTES],
+            rounds: 0,
+        };
         this.nodes[0].campaign()?;
         this.pump();
         Ok(this)
@@ -52,7 +56,9 @@ impl Peer {
             }
             for message in std::mem::take(&mut self.inbox) {
                 let to = message.to as usize - 1;
-                self.nodes[to].step(message).expect("a member's message is accepted");
+                self.nodes[to]
+                    .step(message)
+                    .expect("a member's message is accepted");
             }
         }
     }
@@ -64,7 +70,10 @@ fn handle_ready(node: &mut RawNode<MemStorage>, outbox: &mut Vec<Message>) {
     apply(ready.take_committed_entries());
     let store = node.raft.raft_log.store.clone();
     if !ready.entries().is_empty() {
-        store.wl().append(ready.entries()).expect("memory storage appends");
+        store
+            .wl()
+            .append(ready.entries())
+            .expect("memory storage appends");
     }
     if let Some(hard_state) = ready.hs() {
         store.wl().set_hardstate(hard_state.clone());
@@ -86,14 +95,21 @@ fn apply(entries: Vec<Entry>) {
 impl Group for Peer {
     fn round(&mut self, batch: usize) {
         for _ in 0..batch {
-            self.nodes[0].propose(vec![], self.payload.clone()).expect("the leader accepts");
+            self.nodes[0]
+                .propose(vec![], self.payload.clone())
+                .expect("the leader accepts");
         }
         self.pump();
         self.rounds += 1;
         if self.rounds.is_multiple_of(64) {
             for node in &mut self.nodes {
                 let applied = node.raft.raft_log.applied;
-                node.raft.raft_log.store.wl().compact(applied - 1).expect("applied entries go");
+                node.raft
+                    .raft_log
+                    .store
+                    .wl()
+                    .compact(applied - 1)
+                    .expect("applied entries go");
             }
         }
     }
