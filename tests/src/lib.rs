@@ -17,5 +17,6 @@
 //! its command line only, as its users reach it. So the repository checks build in seconds.
 
 pub mod deps;
+pub mod linearizability;
 pub mod rust_source;
 pub mod tidy;
