@@ -62,7 +62,7 @@ fn relevant<'a>(operations: &[&'a Operation]) -> Vec<&'a Operation> {
     for operation in operations.iter().filter(|o| o.outcome != Outcome::Fail) {
         match &operation.action {
             Action::Get { result } if operation.outcome == Outcome::Ok => {
-                drop(seen.insert(result.as_deref()))
+                seen.insert(result.as_deref());
             }
             Action::Cas {
                 expected, swapped, ..
@@ -266,8 +266,8 @@ fn steps(operations: &[&Operation], values: &mut Vec<Option<String>>) -> Vec<Ste
     operations.iter().map(|operation| step(operation)).collect()
 }
 
-/// Calls and returns in the order of time as a ring through [`HEAD`]. At one instant calls come first: operations
-/// that touch count as concurrent, so a coarse clock raises no false alarm.
+/// Calls and returns in the order of time as a ring through [`HEAD`]. At one instant calls come first:
+/// operations that touch count as concurrent, so a coarse clock raises no false alarm.
 fn events(operations: &[&Operation]) -> Vec<Event> {
     let mut moments: Vec<(u64, bool, usize)> = Vec::with_capacity(operations.len() * 2);
     for (number, operation) in operations.iter().enumerate() {
@@ -306,8 +306,8 @@ fn events(operations: &[&Operation]) -> Vec<Event> {
     events
 }
 
-/// A set of operations. The full words at its front are only counted, and empty words at its end are not kept,
-/// so that a set which is nearly a prefix takes a few bytes however long the history is.
+/// A set of operations. The full words at its front are only counted, and empty words at its end are not
+/// kept, so that a set which is nearly a prefix takes a few bytes however long the history is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Bits {
     full_words: usize,

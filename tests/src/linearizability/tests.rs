@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 
-/// Reads `client op key … @ invoke..return`, one operation per line: `put a 1 @ 0..10`, `get a -> 1 @ 5..7`,
+/// Reads `op key … @ invoke..return`, one operation per line: `put a 1 @ 0..10`, `get a -> 1 @ 5..7`,
 /// `cas a 1 2 -> true @ 1..2`; a return of `?` is an unknown outcome, of `!` a failure; `-` is an absent value.
 fn history(script: &str) -> Vec<Operation> {
     script
