@@ -18,5 +18,7 @@
 
 pub mod deps;
 pub mod linearizability;
+pub mod process;
 pub mod rust_source;
 pub mod tidy;
+pub mod workload;

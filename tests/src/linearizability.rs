@@ -1,10 +1,11 @@
 //! Whether a history of reads and writes could have come from one single copy of the data.
 //!
-//! The checker is Wing and Gong's search ("Testing and Verifying Concurrent Objects", 1993) with Lowe's
-//! memory of visited configurations ("Testing for linearizability", 2017): it looks for an order of the operations
-//! that respects real time and in which every result is what a register would have answered. The keys of a
-//! key-value store are independent objects, and a history is linearizable if and only if its part for
-//! each object is (Herlihy and Wing 1990, theorem 1), so each key is searched on its own.
+//! The checker is Wing and Gong's search ("Testing and Verifying Concurrent Objects", 1993) with
+//! Lowe's memory of visited configurations ("Testing for linearizability", 2017): it looks for an
+//! order of the operations that respects real time and in which every result is what a register
+//! would have answered. The keys of a key-value store are independent objects, and a history is
+//! linearizable if and only if its part for each object is (Herlihy and Wing 1990, theorem 1), so
+//! each key is searched on its own.
 //!
 //! How an operation counts follows from its [`Outcome`]:
 //!

@@ -1,8 +1,8 @@
 //! Reads the history format of `polyraft load --history`: one JSON object per line.
 //!
-//! Fields: `client`, `op` (`get`, `put`, `delete`, `cas`), `key`, `value`, `expected`, `result`, `outcome`
-//! (`ok`, `fail`, `unknown`), `invoke_ns`, `return_ns`. A line that does not have the fields of its `op` is an
-//! error: a checker that guesses finds nothing.
+//! Fields: `client`, `op` (`get`, `put`, `delete`, `cas`), `key`, `value`, `expected`, `result`,
+//! `outcome` (`ok`, `fail`, `unknown`), `invoke_ns`, `return_ns`. A line that does not have the
+//! fields of its `op` is an error: a checker that guesses finds nothing.
 
 use std::fmt;
 use std::io;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::*;
 
-/// Reads `op key … @ invoke..return`, one operation per line: `put a 1 @ 0..10`, `get a -> 1 @ 5..7`,
-/// `cas a 1 2 -> true @ 1..2`; a return of `?` is an unknown outcome, of `!` a failure; `-` is an absent value.
+/// Reads `op key … @ invoke..return`, one operation per line: `put a 1 @ 0..10`, `get a -> 1 @
+/// 5..7`, `cas a 1 2 -> true @ 1..2`; a return of `?` is an unknown outcome, of `!` a failure; `-`
+/// is an absent value.
 fn history(script: &str) -> Vec<Operation> {
     script
         .lines()
