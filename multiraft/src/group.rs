@@ -80,3 +80,66 @@ pub struct AppliedState {
     /// The descriptor as of that entry.
     pub descriptor: Arc<GroupDescriptor>,
 }
+
+impl KeyRange {
+    /// Whether `key` lies within.
+    #[must_use]
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.start <= key && self.end.as_ref().is_none_or(|end| key < *end)
+    }
+
+    /// Whether any key lies within both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let below = |a: &Self, b: &Self| a.end.as_ref().is_some_and(|end| *end <= b.start);
+        !below(self, other) && !below(other, self)
+    }
+}
+
+impl GroupDescriptor {
+    /// The store on which `replica` lives.
+    #[must_use]
+    pub fn store_of(&self, replica: ReplicaId) -> Option<StoreId> {
+        self.members
+            .iter()
+            .find(|member| member.replica == replica)
+            .map(|member| member.store)
+    }
+
+    /// The replica on `store`.
+    #[must_use]
+    pub fn replica_on(&self, store: StoreId) -> Option<ReplicaId> {
+        self.members
+            .iter()
+            .find(|member| member.store == store)
+            .map(|member| member.replica)
+    }
+
+    /// The descriptor after a change of membership: `new` says where replicas live that were not
+    /// known before, `conf_state` who is a member now. Deterministic: every replica computes it.
+    pub(crate) fn after_change(&self, conf_state: &ConfState, new: &[Member]) -> Self {
+        let mut members = self.members.clone();
+        for &member in new {
+            if !members.iter().any(|known| known.replica == member.replica) {
+                members.push(member);
+            }
+        }
+        let highest = members
+            .iter()
+            .map(|member| member.replica.0)
+            .max()
+            .unwrap_or(0);
+        members.retain(|member| conf_state.contains(member.replica));
+        members.sort_by_key(|member| member.replica);
+        Self {
+            group: self.group,
+            range: self.range.clone(),
+            members,
+            next_replica: ReplicaId(self.next_replica.0.max(highest + 1)),
+            epoch: Epoch {
+                membership: self.epoch.membership + 1,
+                range: self.epoch.range,
+            },
+        }
+    }
+}

@@ -1,11 +1,26 @@
 //! The way to talk to a host: cheap to clone, callable from any thread, never blocking.
 
-use bytes::Bytes;
-use polyraft_core::{ConfChangeKind, EntryId, Index, ReplicaId, Status, Transition};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+use polyraft_core::{
+    ConfChangeKind, EntryId, Index, Message, Payload, ReplicaId, RoleName, Status, Transition,
+};
+
+use crate::budget::Budget;
+use crate::config::HostConfig;
+use crate::env::{
+    Body, GroupMessage, Inbound, SnapshotHeader, SnapshotReceiver, SnapshotRefusal, SnapshotSink,
+    StateMachine,
+};
 use crate::error::Reject;
 use crate::group::{GroupDescriptor, GroupId, StoreId};
+use crate::input::{Admin, Input};
 use crate::responder::Responder;
+use crate::worker::{Counters, Shared};
 
 /// Leave to read: the local state machine contains every write acknowledged before the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +28,7 @@ pub struct ReadPermit {
     /// The index the state machine has reached at least.
     pub applied: Index,
     /// The descriptor as of then.
-    pub descriptor: std::sync::Arc<GroupDescriptor>,
+    pub descriptor: Arc<GroupDescriptor>,
 }
 
 /// One wanted change of membership, by store; the host picks and looks up replica ids.
@@ -51,8 +66,8 @@ pub struct GroupStatus {
     pub truncated: EntryId,
     /// The last entry of the log.
     pub last: EntryId,
-    /// Bytes of entries in the log.
-    pub log_bytes: u64,
+    /// Bytes of log entries kept in memory.
+    pub cached_log_bytes: u64,
     /// Applied and durable.
     pub flushed: Index,
     /// Not ticked at the moment.
@@ -63,80 +78,384 @@ pub struct GroupStatus {
 
 /// The way to talk to a host.
 #[derive(Clone, Debug)]
-pub struct HostHandle {}
+pub struct HostHandle {
+    pub(crate) inner: Arc<Mailboxes>,
+}
+
+/// Where inputs wait: per worker a lane of requests, bounded by the budgets, and a lane of
+/// completions, bounded by what is in flight.
+#[derive(Debug)]
+pub(crate) struct Mailboxes {
+    pub(crate) config: Arc<HostConfig>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) requests: Vec<Sender<Input>>,
+    pub(crate) completions: Vec<Sender<Input>>,
+    pub(crate) proposals: Budget,
+    pub(crate) inbound: Budget,
+    pub(crate) state_machine: StateMachineRef,
+}
+
+/// A state machine that can be shown in debug output.
+#[derive(Clone)]
+pub(crate) struct StateMachineRef(pub(crate) Arc<dyn StateMachine>);
+
+impl fmt::Debug for StateMachineRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StateMachine")
+    }
+}
+
+/// What a store does, in numbers since its start (but for the first three).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostStats {
+    /// Replicas on this store.
+    pub replicas: u64,
+    /// Of them, those that lead.
+    pub leaders: u64,
+    /// Of them, those that sleep.
+    pub asleep: u64,
+    /// Bytes of proposals that are not answered yet.
+    pub proposal_bytes: u64,
+    /// Bytes of messages that wait for a worker.
+    pub inbound_bytes: u64,
+    /// Turns of workers.
+    pub passes: u64,
+    /// Commands proposed here.
+    pub proposals: u64,
+    /// Linearizable reads asked for here.
+    pub reads: u64,
+    /// Messages of other stores.
+    pub messages_in: u64,
+    /// Of them dropped because the budget was used up.
+    pub messages_dropped: u64,
+    /// Of them refused as malformed.
+    pub messages_refused: u64,
+    /// Records written to the log.
+    pub writes: u64,
+    /// Of them synced.
+    pub synced_writes: u64,
+    /// Entries in them.
+    pub written_entries: u64,
+    /// Commands applied.
+    pub applied_commands: u64,
+    /// Writes of the state machine.
+    pub apply_batches: u64,
+    /// Snapshots sent.
+    pub snapshots_sent: u64,
+    /// Snapshots installed.
+    pub snapshots_installed: u64,
+    /// The disk was full at the last write.
+    pub disk_full: bool,
+}
 
 impl HostHandle {
     /// Proposes a command; answered with the state machine's reply after it is applied.
-    pub fn propose(
-        &self,
-        _group: GroupId,
-        _data: Bytes,
-        _respond: Responder<Result<Bytes, Reject>>,
-    ) {
-        todo!()
+    pub fn propose(&self, group: GroupId, data: Bytes, respond: Responder<Result<Bytes, Reject>>) {
+        let inner = &self.inner;
+        let (size, limit) = (data.len() as u64, inner.config.command_bytes_max);
+        if data.is_empty() {
+            let why = "a command must not be empty".to_owned();
+            return respond.answer(Err(Reject::Refused(why)));
+        }
+        if size > limit {
+            return respond.answer(Err(Reject::TooLarge { size, limit }));
+        }
+        if inner.shared.is_over() {
+            return respond.answer(Err(Reject::Stopped));
+        }
+        if inner.shared.disk_full.load(Ordering::Relaxed) {
+            return respond.answer(Err(Reject::DiskFull));
+        }
+        match inner.proposals.try_acquire(size + PROPOSAL_OVERHEAD) {
+            Some(permit) => {
+                self.request(
+                    group,
+                    Input::Propose {
+                        group,
+                        data,
+                        permit,
+                        respond,
+                    },
+                );
+            }
+            None => respond.answer(Err(Reject::Busy("too many proposals on this store"))),
+        }
     }
+
     /// Asks for leave to read linearizably (ReadIndex; batched per group).
-    pub fn read(&self, _group: GroupId, _respond: Responder<Result<ReadPermit, Reject>>) {
-        todo!()
+    pub fn read(&self, group: GroupId, respond: Responder<Result<ReadPermit, Reject>>) {
+        self.request(group, Input::Read { group, respond });
     }
-    /// Creates this store's replica of a new group whose first members the descriptor names.
+
+    /// Creates this store's replica of a new group whose first members the descriptor names, all
+    /// voters. Succeeds if it is there already.
     pub fn create_group(
         &self,
-        _descriptor: GroupDescriptor,
-        _respond: Responder<Result<(), Reject>>,
+        descriptor: GroupDescriptor,
+        respond: Responder<Result<(), Reject>>,
     ) {
-        todo!()
+        let group = descriptor.group;
+        self.request(
+            group,
+            Input::Admin(Admin::Create {
+                descriptor,
+                respond,
+            }),
+        );
     }
+
     /// Destroys this store's replica; with `next_replica` `u64::MAX` the group is dead here for ever.
+    /// Answered when nothing of it is left.
     pub fn destroy_replica(
         &self,
-        _group: GroupId,
-        _next_replica: ReplicaId,
-        _respond: Responder<Result<(), Reject>>,
+        group: GroupId,
+        next_replica: ReplicaId,
+        respond: Responder<Result<(), Reject>>,
     ) {
-        todo!()
+        self.request(
+            group,
+            Input::Admin(Admin::Destroy {
+                group,
+                next_replica,
+                respond,
+            }),
+        );
     }
+
     /// Changes membership (leader only); answered when the change is applied (a joint one: when
     /// it has been left, unless `transition` is explicit), with the new descriptor.
     pub fn change_members(
         &self,
-        _group: GroupId,
-        _changes: Vec<MemberChange>,
-        _transition: Transition,
-        _respond: Responder<Result<GroupDescriptor, Reject>>,
+        group: GroupId,
+        changes: Vec<MemberChange>,
+        transition: Transition,
+        respond: Responder<Result<GroupDescriptor, Reject>>,
     ) {
-        todo!()
+        let change = Admin::ChangeMembers {
+            group,
+            changes,
+            transition,
+            respond,
+        };
+        self.request(group, Input::Admin(change));
     }
+
     /// Hands leadership to the replica on `to`; answered when this replica no longer leads.
     pub fn transfer_leader(
         &self,
-        _group: GroupId,
-        _to: StoreId,
-        _respond: Responder<Result<(), Reject>>,
+        group: GroupId,
+        to: StoreId,
+        respond: Responder<Result<(), Reject>>,
     ) {
-        todo!()
+        self.request(group, Input::Admin(Admin::Transfer { group, to, respond }));
     }
+
     /// Campaigns now.
-    pub fn campaign(&self, _group: GroupId, _respond: Responder<Result<(), Reject>>) {
-        todo!()
+    pub fn campaign(&self, group: GroupId, respond: Responder<Result<(), Reject>>) {
+        self.request(group, Input::Admin(Admin::Campaign { group, respond }));
     }
+
     /// Everything about one replica.
-    pub fn describe(&self, _group: GroupId, _respond: Responder<Result<GroupStatus, Reject>>) {
-        todo!()
+    pub fn describe(&self, group: GroupId, respond: Responder<Result<GroupStatus, Reject>>) {
+        self.request(group, Input::Admin(Admin::Describe { group, respond }));
     }
+
     /// A summary of all replicas of this store, ascending by group, without asking the workers.
     #[must_use]
     pub fn list(&self) -> Vec<ReplicaSummary> {
-        todo!()
+        self.inner.shared.router.list()
     }
+
     /// The summary of one replica, without asking its worker.
     #[must_use]
-    pub fn summary(&self, _group: GroupId) -> Option<ReplicaSummary> {
-        todo!()
+    pub fn summary(&self, group: GroupId) -> Option<ReplicaSummary> {
+        self.inner.shared.router.summary(group)
     }
+
     /// The descriptor of a group as last applied here, without asking its worker.
     #[must_use]
-    pub fn descriptor(&self, _group: GroupId) -> Option<std::sync::Arc<GroupDescriptor>> {
-        todo!()
+    pub fn descriptor(&self, group: GroupId) -> Option<Arc<GroupDescriptor>> {
+        self.inner.shared.router.descriptor(group)
+    }
+
+    /// All descriptors as last applied here, ascending by group.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<Arc<GroupDescriptor>> {
+        self.inner.shared.router.descriptors()
+    }
+
+    /// What the store does, in numbers.
+    #[must_use]
+    pub fn stats(&self) -> HostStats {
+        let list = self.list();
+        let count = |wanted: fn(&ReplicaSummary) -> bool| {
+            list.iter().filter(|summary| wanted(summary)).count() as u64
+        };
+        let (shared, inner) = (&self.inner.shared, &self.inner);
+        let c = &shared.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        HostStats {
+            replicas: list.len() as u64,
+            leaders: count(|summary| summary.basic.soft_state.role == RoleName::Leader),
+            asleep: count(|summary| summary.asleep),
+            proposal_bytes: inner.proposals.used(),
+            inbound_bytes: inner.inbound.used(),
+            passes: read(&c.passes),
+            proposals: read(&c.proposals),
+            reads: read(&c.reads),
+            messages_in: read(&c.messages_in),
+            messages_dropped: read(&c.messages_dropped),
+            messages_refused: read(&c.messages_refused),
+            writes: read(&c.writes),
+            synced_writes: read(&c.synced_writes),
+            written_entries: read(&c.written_entries),
+            applied_commands: read(&c.applied_commands),
+            apply_batches: read(&c.apply_batches),
+            snapshots_sent: read(&c.snapshots_sent),
+            snapshots_installed: read(&c.snapshots_installed),
+            disk_full: shared.disk_full.load(Ordering::Relaxed),
+        }
+    }
+
+    /// An unanswered responder in an input that nobody takes answers by itself.
+    fn request(&self, group: GroupId, input: Input) {
+        let worker = self.inner.shared.router.worker_of(group);
+        drop(self.inner.requests[worker].send(input));
+    }
+
+    pub(crate) fn complete(&self, worker: usize, input: Input) {
+        drop(self.inner.completions[worker].send(input));
+    }
+}
+
+/// What a proposal counts for beside its bytes.
+const PROPOSAL_OVERHEAD: u64 = 128;
+/// What a message counts for beside its entries.
+const MESSAGE_OVERHEAD: u64 = 64;
+
+impl Inbound for HostHandle {
+    fn deliver(&self, from: StoreId, messages: Vec<GroupMessage>) {
+        let inner = &self.inner;
+        let workers = inner.requests.len();
+        let mut lists: Vec<(u64, Vec<GroupMessage>)> = (0..workers).map(|_| (0, vec![])).collect();
+        for message in messages {
+            let (bytes, list) = &mut lists[inner.shared.router.worker_of(message.group)];
+            *bytes += MESSAGE_OVERHEAD + payload_bytes(&message);
+            list.push(message);
+        }
+        for (worker, (bytes, messages)) in lists.into_iter().enumerate() {
+            if messages.is_empty() {
+                continue;
+            }
+            match inner.inbound.try_acquire(bytes) {
+                Some(permit) => {
+                    let input = Input::Messages {
+                        from,
+                        messages,
+                        permit,
+                    };
+                    drop(inner.requests[worker].send(input));
+                }
+                // Raft repairs what is lost.
+                None => Counters::add(
+                    &inner.shared.counters.messages_dropped,
+                    messages.len() as u64,
+                ),
+            }
+        }
+    }
+
+    fn store_up(&self, store: StoreId, _incarnation: u64) {
+        for worker in 0..self.inner.completions.len() {
+            self.complete(worker, Input::StoreUp(store));
+        }
+    }
+
+    fn store_down(&self, store: StoreId) {
+        for worker in 0..self.inner.completions.len() {
+            self.complete(worker, Input::StoreDown(store));
+        }
+    }
+
+    fn begin_snapshot(
+        &self,
+        from: StoreId,
+        header: SnapshotHeader,
+    ) -> Result<Box<dyn SnapshotReceiver>, SnapshotRefusal> {
+        let group = header.group;
+        let not_wanted = |why: &str| Err(SnapshotRefusal::NotWanted(why.to_owned()));
+        if self.inner.shared.is_over() {
+            return not_wanted("the store is shutting down");
+        }
+        let snapshot = match &header.message.payload {
+            Payload::Snapshot(snapshot) => snapshot.meta.last,
+            _ => return not_wanted("the message is no snapshot"),
+        };
+        if snapshot != header.state.last || header.state.descriptor.group != group {
+            return not_wanted("message and state disagree");
+        }
+        if header.state.descriptor.store_of(header.message.to) != Some(self.inner.config.store) {
+            return not_wanted("it does not know this replica as a member");
+        }
+        if let Some(present) = self.summary(group) {
+            if present.replica > header.message.to {
+                return not_wanted("it is for a replica that was removed");
+            }
+            let commit = present.basic.hard_state.commit;
+            if present.replica == header.message.to && snapshot.index <= commit {
+                return not_wanted("it is not newer than what is here");
+            }
+        }
+        let sink = self.inner.state_machine.0.stage(&header.state)?;
+        Ok(Box::new(Receiver {
+            handle: self.clone(),
+            from,
+            header,
+            sink,
+        }))
+    }
+}
+
+struct Receiver {
+    handle: HostHandle,
+    from: StoreId,
+    header: SnapshotHeader,
+    sink: Box<dyn SnapshotSink>,
+}
+
+impl SnapshotReceiver for Receiver {
+    fn write(&mut self, chunk: Bytes) -> Result<(), SnapshotRefusal> {
+        Ok(self.sink.write(chunk)?)
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), SnapshotRefusal> {
+        let Self {
+            handle,
+            from,
+            header,
+            sink,
+        } = *self;
+        let staged = sink.finish()?;
+        let worker = handle.inner.shared.router.worker_of(header.group);
+        let header = Box::new(header);
+        handle.complete(
+            worker,
+            Input::SnapshotReceived {
+                from,
+                header,
+                staged,
+            },
+        );
+        Ok(())
+    }
+}
+
+fn payload_bytes(message: &GroupMessage) -> u64 {
+    match &message.body {
+        Body::Raft(Message {
+            payload: Payload::Append { entries, .. },
+            ..
+        }) => entries.iter().map(polyraft_core::Entry::size).sum(),
+        Body::Raft(_) | Body::Sleep(_) | Body::Tombstone { .. } => 0,
     }
 }

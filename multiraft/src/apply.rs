@@ -1,0 +1,370 @@
+//! Appliers: committed entries of many groups become one write of the state machine.
+//!
+//! An applier owns the applied state (last entry, configuration, descriptor) of its groups and computes
+//! what changes of membership make of it by the same pure functions as the core. Everything of one
+//! group goes through one applier in order, also snapshots and removal.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use polyraft_core::{ConfChange, ConfChangeV2, ConfState, Entry, EntryKind, Index, ReplicaId};
+
+use crate::codec::decode_members;
+use crate::effects::ApplyTask;
+use crate::env::{ApplyItem, Command, StateMachine, StateMachineError};
+use crate::error::Reject;
+use crate::group::{AppliedState, GroupDescriptor, GroupId};
+use crate::input::{Applied, AppliedItem};
+use crate::replica::Pending;
+use crate::worker::{Counters, Shared};
+
+/// See the module.
+pub struct Applier {
+    state_machine: Arc<dyn StateMachine>,
+    shared: Arc<Shared>,
+    states: HashMap<GroupId, AppliedState>,
+    /// Of the write that is being gathered, or that found no room.
+    turns: Vec<Turn>,
+}
+
+/// Results by worker, and groups that are damaged.
+#[must_use]
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// By worker.
+    pub applied: BTreeMap<usize, Vec<AppliedItem>>,
+    /// Worker, group, reason.
+    pub quarantined: Vec<(usize, GroupId, String)>,
+}
+
+/// One group's share of a turn.
+struct Turn {
+    item: ApplyItem,
+    rest: Rest,
+}
+
+/// What the state machine does not see of it.
+struct Rest {
+    worker: usize,
+    replica: ReplicaId,
+    pending: Vec<Pending>,
+    bytes: u64,
+    changes: Vec<(Index, ConfChangeV2)>,
+}
+
+impl Turn {
+    fn split(self) -> (ApplyItem, Rest) {
+        (self.item, self.rest)
+    }
+}
+
+impl Applier {
+    pub(crate) fn new(state_machine: Arc<dyn StateMachine>, shared: Arc<Shared>) -> Self {
+        Self {
+            state_machine,
+            shared,
+            states: HashMap::new(),
+            turns: Vec::new(),
+        }
+    }
+
+    pub(crate) fn load(&mut self, state: AppliedState) {
+        self.states.insert(state.descriptor.group, state);
+    }
+
+    /// Performs tasks in order; entries of different groups become one write. On an error the
+    /// tasks not performed are still there: [`StateMachineError::DiskFull`] may be tried again,
+    /// [`StateMachineError::Fatal`] means that the store must stop.
+    pub fn drain(
+        &mut self,
+        tasks: &mut VecDeque<ApplyTask>,
+    ) -> (Outcome, Result<(), StateMachineError>) {
+        let mut outcome = Outcome::default();
+        let result = self.perform(tasks, &mut outcome);
+        self.shared.disk_full.fetch_or(
+            matches!(result, Err(StateMachineError::DiskFull)),
+            Ordering::Relaxed,
+        );
+        (outcome, result)
+    }
+
+    fn perform(
+        &mut self,
+        tasks: &mut VecDeque<ApplyTask>,
+        outcome: &mut Outcome,
+    ) -> Result<(), StateMachineError> {
+        while let Some(task) = tasks.pop_front() {
+            let group = task.group();
+            let entries = matches!(task, ApplyTask::Entries { .. });
+            if (!entries || self.turns.iter().any(|turn| turn.item.group == group))
+                && let Err(error) = self.apply(outcome)
+            {
+                tasks.push_front(task);
+                return Err(error);
+            }
+            match task {
+                ApplyTask::Entries {
+                    worker,
+                    group,
+                    replica,
+                    entries,
+                    pending,
+                } => match self.turn(worker, group, replica, &entries, pending) {
+                    Ok(turn) => self.turns.push(turn),
+                    Err(reason) => outcome.quarantined.push((worker, group, reason)),
+                },
+                other => self.special(other, tasks, outcome)?,
+            }
+        }
+        self.apply(outcome)
+    }
+
+    fn turn(
+        &self,
+        worker: usize,
+        group: GroupId,
+        replica: ReplicaId,
+        entries: &[Entry],
+        pending: Vec<Pending>,
+    ) -> Result<Turn, String> {
+        let state = self
+            .states
+            .get(&group)
+            .ok_or("entries for a group without state")?;
+        let mut item = ApplyItem {
+            group,
+            commands: Vec::with_capacity(entries.len()),
+            state: state.clone(),
+            membership_changed: false,
+            replies: Vec::new(),
+        };
+        let (mut bytes, mut changes) = (0, Vec::new());
+        for entry in entries {
+            if entry.index != item.state.last.index.next() {
+                return Err(format!(
+                    "entry {} after {}",
+                    entry.index, item.state.last.index
+                ));
+            }
+            bytes += entry.size();
+            item.state.last = entry.id();
+            match entry.kind {
+                EntryKind::Normal if entry.data.is_empty() => {}
+                EntryKind::Normal => {
+                    item.commands.push(Command {
+                        id: entry.id(),
+                        data: entry.data.clone(),
+                    });
+                }
+                EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
+                    if let Some((change, next)) = changed(&item.state, entry) {
+                        item.state.conf_state = Arc::new(next.0);
+                        item.state.descriptor = Arc::new(next.1);
+                        item.membership_changed = true;
+                        changes.push((entry.index, change));
+                    }
+                }
+            }
+        }
+        Ok(Turn {
+            item,
+            rest: Rest {
+                worker,
+                replica,
+                pending,
+                bytes,
+                changes,
+            },
+        })
+    }
+
+    /// Writes what is gathered. Without room it stays gathered.
+    fn apply(&mut self, outcome: &mut Outcome) -> Result<(), StateMachineError> {
+        let (mut items, mut rest): (Vec<ApplyItem>, Vec<Rest>) =
+            self.turns.drain(..).map(Turn::split).unzip();
+        while !items.is_empty() {
+            match self.state_machine.apply(&mut items) {
+                Ok(()) => break,
+                Err(StateMachineError::Group { group, reason }) => {
+                    // Nothing was written: the others go on without it.
+                    let Some(at) = items.iter().position(|item| item.group == group) else {
+                        return Err(StateMachineError::Fatal(reason));
+                    };
+                    items.remove(at);
+                    let Rest { worker, .. } = rest.remove(at);
+                    outcome.quarantined.push((worker, group, reason));
+                }
+                Err(error) => {
+                    let each = items.into_iter().zip(rest);
+                    self.turns = each.map(|(item, rest)| Turn { item, rest }).collect();
+                    return Err(error);
+                }
+            }
+        }
+        if items.is_empty() {
+            return Ok(());
+        }
+        Counters::add(&self.shared.counters.apply_batches, 1);
+        for (item, rest) in items.into_iter().zip(rest) {
+            let Rest {
+                worker,
+                replica,
+                pending,
+                bytes,
+                changes,
+            } = rest;
+            let commands = item.commands.len() as u64;
+            Counters::add(&self.shared.counters.applied_commands, commands);
+            answer(&item, pending);
+            let state = item.membership_changed.then(|| item.state.clone());
+            let last = item.state.last;
+            let group = item.group;
+            self.states.insert(group, item.state);
+            let what = Applied::Entries {
+                last,
+                bytes,
+                changes,
+                state,
+            };
+            let results = outcome.applied.entry(worker).or_default();
+            results.push(AppliedItem {
+                group,
+                replica,
+                what,
+            });
+        }
+        Ok(())
+    }
+
+    fn special(
+        &mut self,
+        task: ApplyTask,
+        tasks: &mut VecDeque<ApplyTask>,
+        outcome: &mut Outcome,
+    ) -> Result<(), StateMachineError> {
+        let group = task.group();
+        let (worker, replica, result) = match task {
+            ApplyTask::Entries { .. } => unreachable!("entries are applied in turns"),
+            ApplyTask::Discard(staged) => {
+                self.state_machine.discard(&staged);
+                return Ok(());
+            }
+            ApplyTask::Create {
+                worker,
+                state,
+                replica,
+            } => match self.state_machine.create(&state) {
+                Ok(()) => (worker, replica, Ok(self.loaded(state, Applied::Created))),
+                Err(StateMachineError::DiskFull) => {
+                    tasks.push_front(ApplyTask::Create {
+                        worker,
+                        state,
+                        replica,
+                    });
+                    return Err(StateMachineError::DiskFull);
+                }
+                Err(error) => (worker, replica, Err(error)),
+            },
+            ApplyTask::Restore {
+                worker,
+                replica,
+                staged,
+            } => match self.state_machine.restore(&staged) {
+                Ok(()) => (
+                    worker,
+                    replica,
+                    Ok(self.loaded(staged.state, Applied::Restored)),
+                ),
+                Err(StateMachineError::DiskFull) => {
+                    tasks.push_front(ApplyTask::Restore {
+                        worker,
+                        replica,
+                        staged,
+                    });
+                    return Err(StateMachineError::DiskFull);
+                }
+                Err(error) => (worker, replica, Err(error)),
+            },
+            ApplyTask::Destroy {
+                worker,
+                replica,
+                data,
+            } => match self.state_machine.destroy(&data.descriptor) {
+                Ok(()) => {
+                    self.states.remove(&group);
+                    if let Some(respond) = data.respond {
+                        respond.answer(Ok(()));
+                    }
+                    (worker, replica, Ok(Applied::Destroyed))
+                }
+                Err(StateMachineError::DiskFull) => {
+                    tasks.push_front(ApplyTask::Destroy {
+                        worker,
+                        replica,
+                        data,
+                    });
+                    return Err(StateMachineError::DiskFull);
+                }
+                Err(error) => (worker, replica, Err(error)),
+            },
+        };
+        match result {
+            Ok(what) => {
+                let results = outcome.applied.entry(worker).or_default();
+                results.push(AppliedItem {
+                    group,
+                    replica,
+                    what,
+                });
+                Ok(())
+            }
+            Err(StateMachineError::Group { group, reason }) => {
+                outcome.quarantined.push((worker, group, reason));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn loaded(&mut self, state: AppliedState, what: fn(AppliedState) -> Applied) -> Applied {
+        self.states.insert(state.descriptor.group, state.clone());
+        what(state)
+    }
+}
+
+/// Replies go to those who proposed the commands here.
+fn answer(item: &ApplyItem, pending: Vec<Pending>) {
+    let mut replies = item.commands.iter().zip(&item.replies);
+    for pending in pending {
+        match replies.find(|(command, _)| command.id == pending.id) {
+            Some((_, reply)) => pending.respond.answer(Ok(reply.clone())),
+            // A state machine that gives fewer replies than commands leaves callers in doubt.
+            None => pending.respond.answer(Err(Reject::Ambiguous)),
+        }
+    }
+}
+
+/// What a change makes of configuration and descriptor; none if it is not possible, in which case it
+/// changes nothing, here as in the core.
+fn changed(
+    state: &AppliedState,
+    entry: &Entry,
+) -> Option<(ConfChangeV2, (ConfState, GroupDescriptor))> {
+    let change = match entry.kind {
+        EntryKind::ConfChange => ConfChange::decode(&entry.data).ok()?.into_v2(),
+        _ => ConfChangeV2::decode(&entry.data).ok()?,
+    };
+    let new = decode_members(&change.context).ok()?;
+    let conf_state = state.conf_state.apply(&change).ok()?;
+    let descriptor = state.descriptor.after_change(&conf_state, &new);
+    Some((change, (conf_state, descriptor)))
+}
+
+impl std::fmt::Debug for Applier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Applier")
+            .field("groups", &self.states.len())
+            .finish_non_exhaustive()
+    }
+}

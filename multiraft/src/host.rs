@@ -1,0 +1,332 @@
+//! Start and stop of a host: recovery, then threads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use polyraft_core::HardState;
+
+use crate::apply::Applier;
+use crate::budget::Budget;
+use crate::config::HostConfig;
+use crate::env::{LogBatch, LogEngine, LogSection, Recovered, StateMachine, Transport};
+use crate::error::HostError;
+use crate::group::{AppliedState, GroupId};
+use crate::handle::{HostHandle, Mailboxes, StateMachineRef};
+use crate::persist::LogWriter;
+use crate::threads::{self, Pools, channel, spawn};
+use crate::worker::{Shared, Worker};
+
+/// The implementations of the seams that a host runs on.
+#[derive(Clone)]
+pub struct HostEnv {
+    /// The durable log.
+    pub log: Arc<dyn LogEngine>,
+    /// What the groups replicate.
+    pub state_machine: Arc<dyn StateMachine>,
+    /// The way to other stores.
+    pub transport: Arc<dyn Transport>,
+    /// Called once when the store cannot go on: nothing is acknowledged any more. A process should
+    /// say so and exit.
+    pub on_fatal: Arc<dyn Fn(HostError) + Send + Sync>,
+}
+
+/// A running host. Stops when told to, or when dropped.
+pub struct Host {
+    handle: HostHandle,
+    threads: Vec<JoinHandle<()>>,
+    stop: Vec<Sender<()>>,
+}
+
+/// Called at the first fatal error.
+#[derive(Clone)]
+pub(crate) struct OnFatal(Arc<dyn Fn(HostError) + Send + Sync>);
+
+impl OnFatal {
+    pub(crate) fn raise(&self, shared: &Shared, error: HostError) {
+        if !shared.failed.swap(true, Ordering::SeqCst) {
+            tracing::error!(%error, "the store cannot go on");
+            (self.0)(error);
+        }
+    }
+}
+
+impl Host {
+    /// Recovers every replica and starts the threads.
+    ///
+    /// # Errors
+    /// The configuration cannot work, or what is on the disk cannot be trusted.
+    pub fn start(config: HostConfig, env: HostEnv) -> Result<Self, HostError> {
+        config.validate()?;
+        let config = Arc::new(config);
+        let shared = Arc::new(Shared::new(config.workers));
+        let mut workers: Vec<Worker> = (0..config.workers)
+            .map(|index| Worker::new(index, Arc::clone(&config), Arc::clone(&shared)))
+            .collect();
+        let mut appliers: Vec<Applier> = (0..config.appliers)
+            .map(|_| Applier::new(Arc::clone(&env.state_machine), Arc::clone(&shared)))
+            .collect();
+        recover(&env, &shared, &mut workers, &mut appliers)?;
+        launch(config, &env, shared, workers, appliers)
+    }
+
+    /// The way to talk to it.
+    #[must_use]
+    pub fn handle(&self) -> HostHandle {
+        self.handle.clone()
+    }
+
+    /// Stops all threads. What was not decided is answered "ambiguous".
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.handle
+            .inner
+            .shared
+            .stopping
+            .store(true, Ordering::SeqCst);
+        self.stop.clear();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the host panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host")
+            .field("store", &self.handle.inner.config.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for HostEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostEnv").finish_non_exhaustive()
+    }
+}
+
+/// Puts log and data of every replica together, and finishes what a crash cut short.
+fn recover(
+    env: &HostEnv,
+    shared: &Shared,
+    workers: &mut [Worker],
+    appliers: &mut [Applier],
+) -> Result<(), HostError> {
+    let mut found = env.log.recover()?;
+    let mut states: BTreeMap<GroupId, AppliedState> = BTreeMap::new();
+    for state in env.state_machine.recover()? {
+        states.insert(state.descriptor.group, state);
+    }
+    remove_orphans(env, &found, &mut states)?;
+    reset_overtaken(env, &mut found, &states)?;
+    for (group, next_replica) in &found.tombstones {
+        workers[shared.router.home_of(*group)].recover_tombstone(*group, *next_replica);
+    }
+    for replica in &found.groups {
+        let state = states.get(&replica.group);
+        workers[shared.router.home_of(replica.group)].recover(replica, state)?;
+    }
+    let count = appliers.len();
+    for (group, state) in states {
+        appliers[group.0 as usize % count].load(state);
+    }
+    Ok(())
+}
+
+/// Data without a replica: a creation that did not reach the log, or a removal that was cut short after
+/// its tombstone. Neither was acknowledged to anybody.
+fn remove_orphans(
+    env: &HostEnv,
+    found: &Recovered,
+    states: &mut BTreeMap<GroupId, AppliedState>,
+) -> Result<(), HostError> {
+    let known: BTreeSet<GroupId> = found.groups.iter().map(|replica| replica.group).collect();
+    let orphans: Vec<GroupId> = states
+        .keys()
+        .copied()
+        .filter(|group| !known.contains(group))
+        .collect();
+    for group in orphans {
+        if let Some(state) = states.remove(&group) {
+            tracing::info!(%group, "removing data of a replica that is no more");
+            env.state_machine.destroy(&state.descriptor)?;
+        }
+    }
+    Ok(())
+}
+
+/// Data ahead of the log: a snapshot was installed and the crash came before the log was reset to it. What
+/// a snapshot contains is committed, so whatever the log says otherwise is void.
+fn reset_overtaken(
+    env: &HostEnv,
+    found: &mut Recovered,
+    states: &BTreeMap<GroupId, AppliedState>,
+) -> Result<(), HostError> {
+    let mut sections = Vec::new();
+    for replica in &mut found.groups {
+        let Some(state) = states.get(&replica.group) else {
+            continue;
+        };
+        if state.last.index <= replica.last.index {
+            continue;
+        }
+        let group = replica.group;
+        tracing::info!(%group, index = %state.last.index, "log reset to an installed snapshot");
+        let term = replica.hard_state.term.max(state.last.term);
+        // A vote stands for its term only.
+        let vote = if term == replica.hard_state.term {
+            replica.hard_state.vote
+        } else {
+            polyraft_core::ReplicaId::NONE
+        };
+        replica.hard_state = HardState {
+            term,
+            vote,
+            commit: state.last.index,
+        };
+        replica.truncated = state.last;
+        replica.last = state.last;
+        replica.terms.clear();
+        sections.push(LogSection {
+            group,
+            reset: Some(state.last),
+            hard_state: Some(replica.hard_state),
+            ..LogSection::default()
+        });
+    }
+    if !sections.is_empty() {
+        let _receipt = env.log.write(&LogBatch {
+            sync: true,
+            sections,
+        })?;
+    }
+    Ok(())
+}
+
+fn launch(
+    config: Arc<HostConfig>,
+    env: &HostEnv,
+    shared: Arc<Shared>,
+    workers: Vec<Worker>,
+    appliers: Vec<Applier>,
+) -> Result<Host, HostError> {
+    let (requests, request_ends): (Vec<_>, Vec<_>) = workers.iter().map(|_| channel()).unzip();
+    let (completions, completion_ends): (Vec<_>, Vec<_>) =
+        workers.iter().map(|_| channel()).unzip();
+    let (applies, apply_ends): (Vec<_>, Vec<_>) = appliers.iter().map(|_| channel()).unzip();
+    let (writes, write_end) = channel();
+    let (fetches, fetch_end) = channel();
+    let (snapshots, snapshot_end) = channel();
+    let handle = HostHandle {
+        inner: Arc::new(Mailboxes {
+            proposals: Budget::new(config.proposal_bytes_max),
+            inbound: Budget::new(config.inbound_bytes_max),
+            config: Arc::clone(&config),
+            shared: Arc::clone(&shared),
+            requests,
+            completions,
+            state_machine: StateMachineRef(Arc::clone(&env.state_machine)),
+        }),
+    };
+    let transport = Arc::clone(&env.transport);
+    let pools = Pools {
+        writes,
+        applies,
+        fetches,
+        snapshots,
+        transport,
+    };
+    let fatal = OnFatal(Arc::clone(&env.on_fatal));
+    let mut host = Host {
+        handle: handle.clone(),
+        threads: Vec::new(),
+        stop: Vec::new(),
+    };
+    let store = config.store;
+
+    let mut ticks = Vec::new();
+    let ends = request_ends.into_iter().zip(completion_ends);
+    for (index, (worker, (requests, completions))) in workers.into_iter().zip(ends).enumerate() {
+        let pending = Arc::new(AtomicU32::new(0));
+        ticks.push(Arc::clone(&pending));
+        let (pools, shared) = (pools.clone(), Arc::clone(&shared));
+        host.threads
+            .push(spawn(format!("s{store}-worker-{index}"), move || {
+                threads::run_worker(worker, &requests, &completions, &pools, &shared, &pending);
+            })?);
+    }
+    let writer = LogWriter::new(
+        Arc::clone(&env.log),
+        Arc::clone(&config),
+        Arc::clone(&shared),
+    );
+    {
+        let (pools, handle, fatal) = (pools.clone(), handle.clone(), fatal.clone());
+        host.threads.push(spawn(format!("s{store}-log"), move || {
+            threads::run_log_writer(&writer, &write_end, &pools, &handle, &fatal);
+        })?);
+    }
+    for (index, (applier, tasks)) in appliers.into_iter().zip(apply_ends).enumerate() {
+        let (handle, fatal) = (handle.clone(), fatal.clone());
+        host.threads
+            .push(spawn(format!("s{store}-apply-{index}"), move || {
+                threads::run_applier(applier, &tasks, &handle, &fatal);
+            })?);
+    }
+    spawn_rest(&mut host, env, &fatal, ticks, fetch_end, snapshot_end)?;
+    Ok(host)
+}
+
+fn spawn_rest(
+    host: &mut Host,
+    env: &HostEnv,
+    fatal: &OnFatal,
+    ticks: Vec<Arc<AtomicU32>>,
+    fetch_end: Receiver<crate::effects::FetchTask>,
+    snapshot_end: Receiver<crate::effects::SnapshotTask>,
+) -> Result<(), HostError> {
+    let store = host.handle.inner.config.store;
+    {
+        let (log, handle, fatal) = (Arc::clone(&env.log), host.handle.clone(), fatal.clone());
+        host.threads.push(spawn(format!("s{store}-fetch"), move || {
+            threads::run_fetcher(&log, &fetch_end, &handle, &fatal);
+        })?);
+    }
+    {
+        let (machine, transport) = (Arc::clone(&env.state_machine), Arc::clone(&env.transport));
+        let handle = host.handle.clone();
+        host.threads.push(spawn(format!("s{store}-snap"), move || {
+            threads::run_snapshots(&machine, &transport, &snapshot_end, &handle);
+        })?);
+    }
+    {
+        let (stop, stopped) = bounded(0);
+        host.stop.push(stop);
+        let handle = host.handle.clone();
+        host.threads.push(spawn(format!("s{store}-tick"), move || {
+            threads::run_ticker(&handle, &ticks, &stopped);
+        })?);
+    }
+    let (stop, stopped) = bounded(0);
+    host.stop.push(stop);
+    let (log, machine) = (Arc::clone(&env.log), Arc::clone(&env.state_machine));
+    let (handle, fatal) = (host.handle.clone(), fatal.clone());
+    host.threads.push(spawn(format!("s{store}-tidy"), move || {
+        threads::run_maintenance(&log, &machine, &handle, &fatal, &stopped);
+    })?);
+    Ok(())
+}

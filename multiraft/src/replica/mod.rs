@@ -1,0 +1,173 @@
+//! One replica of one group on this store: the core and the parts around it. Owned by value by its
+//! worker.
+
+mod log;
+mod proposals;
+mod reads;
+
+use std::sync::Arc;
+
+use polyraft_core::{Append, EntryId, HardState, Index, RaftNode, ReplicaId, RoleName};
+
+pub(crate) use log::ReplicaLog;
+pub use proposals::Pending;
+pub(crate) use proposals::Proposals;
+pub(crate) use reads::Reads;
+
+use crate::env::StagedSnapshot;
+use crate::error::Reject;
+use crate::group::{GroupDescriptor, GroupId, Member, StoreId};
+use crate::handle::ReplicaSummary;
+use crate::responder::Responder;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) group: GroupId,
+    pub(crate) id: ReplicaId,
+    pub(crate) node: RaftNode<ReplicaLog>,
+    pub(crate) descriptor: Arc<GroupDescriptor>,
+    /// Where other replicas live: the descriptor's members, and senders it does not know yet.
+    pub(crate) routes: Arc<[Member]>,
+    pub(crate) proposals: Proposals,
+    pub(crate) reads: Reads,
+    pub(crate) changes: Vec<PendingChange>,
+    pub(crate) transfers: Vec<Responder<Result<(), Reject>>>,
+    /// A hard state that no write has carried yet; only the commit index in it can be new.
+    pub(crate) unsaved: Option<HardState>,
+    /// Writes with something of the core that are not durable yet.
+    pub(crate) writes_in_flight: u32,
+    /// Applied and durable.
+    pub(crate) flushed: Index,
+    pub(crate) install: Install,
+    pub(crate) quarantined: Option<String>,
+    pub(crate) asleep: bool,
+    /// Ticks without work.
+    pub(crate) idle_ticks: u32,
+    /// Ticks since this replica led last while proposals still wait.
+    pub(crate) orphan_ticks: u32,
+    /// Something came in during this pass.
+    pub(crate) touched: bool,
+    pub(crate) published: ReplicaSummary,
+}
+
+/// Where a snapshot that came in stands.
+#[derive(Debug, Default)]
+pub(crate) enum Install {
+    #[default]
+    None,
+    /// Staged and offered to the core in this pass.
+    Offered(StagedSnapshot),
+    /// The data is being replaced; then the log is, by this append. Nothing else is done meanwhile.
+    Restoring(Append),
+    /// The log is being replaced.
+    Writing,
+}
+
+/// A change of membership that somebody waits for.
+#[derive(Debug)]
+pub(crate) struct PendingChange {
+    pub(crate) id: EntryId,
+    /// Applied; only the way out of the joint configuration is still to come.
+    pub(crate) applied: bool,
+    /// Also wait for that.
+    pub(crate) wait_for_leave: bool,
+    pub(crate) respond: Responder<Result<GroupDescriptor, Reject>>,
+}
+
+impl Replica {
+    pub(crate) fn new(
+        id: ReplicaId,
+        node: RaftNode<ReplicaLog>,
+        descriptor: Arc<GroupDescriptor>,
+    ) -> Self {
+        let group = descriptor.group;
+        Self {
+            group,
+            id,
+            flushed: node.applied(),
+            node,
+            routes: descriptor.members.clone().into(),
+            descriptor,
+            proposals: Proposals::default(),
+            reads: Reads::default(),
+            changes: Vec::new(),
+            transfers: Vec::new(),
+            unsaved: None,
+            writes_in_flight: 0,
+            install: Install::None,
+            quarantined: None,
+            asleep: false,
+            idle_ticks: 0,
+            orphan_ticks: 0,
+            touched: false,
+            published: ReplicaSummary::default(),
+        }
+    }
+
+    /// Knows its range and members; else it waits for a snapshot and must not campaign.
+    pub(crate) fn is_initialised(&self) -> bool {
+        !self.descriptor.members.is_empty()
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.node.role() == RoleName::Leader
+    }
+
+    /// Whether nothing but a snapshot install may happen.
+    pub(crate) fn is_installing(&self) -> bool {
+        matches!(self.install, Install::Restoring(_) | Install::Writing)
+    }
+
+    pub(crate) fn store_of(&self, replica: ReplicaId) -> Option<StoreId> {
+        self.routes
+            .iter()
+            .find(|member| member.replica == replica)
+            .map(|member| member.store)
+    }
+
+    /// Remembers where an unknown sender lives, so that it can be answered.
+    pub(crate) fn learn_route(&mut self, replica: ReplicaId, store: StoreId) {
+        if self.store_of(replica).is_none() {
+            let new = Member { replica, store };
+            self.routes = self.routes.iter().copied().chain([new]).collect();
+        }
+    }
+
+    pub(crate) fn set_descriptor(&mut self, descriptor: Arc<GroupDescriptor>) {
+        self.routes = descriptor.members.clone().into();
+        self.descriptor = descriptor;
+    }
+
+    pub(crate) fn leader_member(&self) -> Option<Member> {
+        let replica = self.node.leader();
+        self.store_of(replica)
+            .map(|store| Member { replica, store })
+    }
+
+    pub(crate) fn not_leader(&self) -> Reject {
+        Reject::NotLeader {
+            leader: self.leader_member(),
+        }
+    }
+
+    /// Whether anybody waits for anything, so that it must not sleep.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.proposals.is_empty()
+            || !self.reads.is_empty()
+            || !self.changes.is_empty()
+            || !self.transfers.is_empty()
+            || self.writes_in_flight > 0
+            || !matches!(self.install, Install::None)
+    }
+
+    pub(crate) fn summary(&self) -> ReplicaSummary {
+        ReplicaSummary {
+            group: self.group,
+            replica: self.id,
+            basic: self.node.basic_status(),
+            leader_store: self.leader_member().map(|member| member.store),
+            asleep: self.asleep,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Proposals of this replica that wait for their outcome. Each is answered exactly once.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use polyraft_core::{EntryId, Index};
+
+use crate::budget::Permit;
+use crate::error::Reject;
+use crate::responder::Responder;
+
+/// The right to answer one proposal, with its share of the budget.
+#[derive(Debug)]
+pub struct Pending {
+    /// The entry that carries it.
+    pub id: EntryId,
+    /// Whom to answer.
+    pub respond: Responder<Result<Bytes, Reject>>,
+    /// Held until then.
+    pub permit: Permit,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Proposals {
+    waiting: VecDeque<Pending>,
+}
+
+impl Proposals {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Entries are proposed in the order of their ids, except that a new leadership may overwrite
+    /// the tail of an old one: then the overwritten ones certainly have no effect.
+    pub(crate) fn push(&mut self, pending: Pending, overwritten: impl Fn() -> Reject) {
+        while let Some(old) = self
+            .waiting
+            .pop_back_if(|old| old.id.index >= pending.id.index)
+        {
+            old.respond.answer(Err(overwritten()));
+        }
+        self.waiting.push_back(pending);
+    }
+
+    /// The entries up to `last` are committed: takes out those of them that were proposed here, and
+    /// answers those in whose place something else was committed.
+    pub(crate) fn committed(
+        &mut self,
+        entries: impl Iterator<Item = EntryId>,
+        lost: impl Fn() -> Reject,
+    ) -> Vec<Pending> {
+        let mut taken = Vec::new();
+        for id in entries {
+            while let Some(pending) = self
+                .waiting
+                .pop_front_if(|pending| pending.id.index <= id.index)
+            {
+                if pending.id == id {
+                    taken.push(pending);
+                } else {
+                    pending.respond.answer(Err(lost()));
+                }
+            }
+            if self.waiting.is_empty() {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Everything up to `index` went by in a snapshot: nobody here saw what became of it.
+    pub(crate) fn skipped_to(&mut self, index: Index) {
+        while let Some(pending) = self
+            .waiting
+            .pop_front_if(|pending| pending.id.index <= index)
+        {
+            pending.respond.answer(Err(Reject::Ambiguous));
+        }
+    }
+
+    /// Whoever still waits may or may not succeed.
+    pub(crate) fn give_up(&mut self) {
+        for pending in self.waiting.drain(..) {
+            pending.respond.answer(Err(Reject::Ambiguous));
+        }
+    }
+}

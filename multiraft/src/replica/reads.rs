@@ -1,0 +1,78 @@
+//! Reads that wait for leave: for a round of heartbeats, then for the state machine to get there.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use polyraft_core::{Index, ReadState};
+
+use crate::error::Reject;
+use crate::handle::ReadPermit;
+use crate::responder::Responder;
+
+type Waiter = Responder<Result<ReadPermit, Reject>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    /// Came in during this pass; they share one round.
+    pub(crate) queued: Vec<Waiter>,
+    number: u64,
+    asked: VecDeque<(u64, Vec<Waiter>)>,
+    confirmed: Vec<(Index, Vec<Waiter>)>,
+}
+
+impl Reads {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queued.is_empty() && self.asked.is_empty() && self.confirmed.is_empty()
+    }
+
+    /// The context under which everything queued is asked for.
+    pub(crate) fn ask(&mut self) -> Bytes {
+        self.number += 1;
+        self.asked
+            .push_back((self.number, std::mem::take(&mut self.queued)));
+        Bytes::copy_from_slice(&self.number.to_be_bytes())
+    }
+
+    /// The last [`ask`](Self::ask) was refused.
+    pub(crate) fn refused(&mut self, reject: impl Fn() -> Reject) {
+        for waiter in self
+            .asked
+            .pop_back()
+            .into_iter()
+            .flat_map(|(_, waiters)| waiters)
+        {
+            waiter.answer(Err(reject()));
+        }
+    }
+
+    /// A round is confirmed: so is every earlier one.
+    pub(crate) fn confirm(&mut self, state: &ReadState) {
+        let Ok(number) = <[u8; 8]>::try_from(&state.context[..]).map(u64::from_be_bytes) else {
+            return;
+        };
+        while let Some((_, waiters)) = self.asked.pop_front_if(|(asked, _)| *asked <= number) {
+            self.confirmed.push((state.index, waiters));
+        }
+    }
+
+    /// Answers those whose index is applied.
+    pub(crate) fn release(&mut self, applied: Index, permit: impl Fn() -> ReadPermit) {
+        for (_, waiters) in self
+            .confirmed
+            .extract_if(.., |(index, _)| *index <= applied)
+        {
+            for waiter in waiters {
+                waiter.answer(Ok(permit()));
+            }
+        }
+    }
+
+    /// This replica does not lead: reads have no effect, so they may simply be asked again.
+    pub(crate) fn reject_all(&mut self, reject: impl Fn() -> Reject) {
+        let asked = self.asked.drain(..).flat_map(|(_, waiters)| waiters);
+        let confirmed = self.confirmed.drain(..).flat_map(|(_, waiters)| waiters);
+        for waiter in self.queued.drain(..).chain(asked).chain(confirmed) {
+            waiter.answer(Err(reject()));
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Which worker owns a group, and what may be known of it without asking.
+//!
+//! The only map that threads share. Access is by closures that return values: no guard is ever held
+//! across another call.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+
+use crate::group::{GroupDescriptor, GroupId};
+use crate::handle::ReplicaSummary;
+
+/// Group → worker, with the small summary that the worker publishes at the end of a pass.
+#[derive(Debug)]
+pub struct Router {
+    workers: usize,
+    slots: DashMap<GroupId, Slot>,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    worker: usize,
+    summary: ReplicaSummary,
+    descriptor: Arc<GroupDescriptor>,
+}
+
+impl Router {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            workers,
+            slots: DashMap::new(),
+        }
+    }
+
+    /// The worker of a group; of one that is not here, the worker that would own it.
+    #[must_use]
+    pub fn worker_of(&self, group: GroupId) -> usize {
+        let owner = self.slots.get(&group).map(|slot| slot.worker);
+        owner.unwrap_or_else(|| self.home_of(group))
+    }
+
+    /// The worker on which a new group is put.
+    pub(crate) fn home_of(&self, group: GroupId) -> usize {
+        let spread = group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        usize::try_from(spread).unwrap_or(0) % self.workers
+    }
+
+    pub(crate) fn publish(
+        &self,
+        worker: usize,
+        summary: ReplicaSummary,
+        descriptor: Arc<GroupDescriptor>,
+    ) {
+        self.slots.insert(
+            summary.group,
+            Slot {
+                worker,
+                summary,
+                descriptor,
+            },
+        );
+    }
+
+    pub(crate) fn remove(&self, group: GroupId) {
+        self.slots.remove(&group);
+    }
+
+    pub(crate) fn summary(&self, group: GroupId) -> Option<ReplicaSummary> {
+        self.slots.get(&group).map(|slot| slot.summary)
+    }
+
+    pub(crate) fn descriptor(&self, group: GroupId) -> Option<Arc<GroupDescriptor>> {
+        self.slots
+            .get(&group)
+            .map(|slot| Arc::clone(&slot.descriptor))
+    }
+
+    /// All summaries, ascending by group.
+    pub(crate) fn list(&self) -> Vec<ReplicaSummary> {
+        let mut all: Vec<_> = self.slots.iter().map(|slot| slot.summary).collect();
+        all.sort_unstable_by_key(|summary| summary.group);
+        all
+    }
+
+    /// All descriptors, ascending by group.
+    pub(crate) fn descriptors(&self) -> Vec<Arc<GroupDescriptor>> {
+        let mut all: Vec<_> = self
+            .slots
+            .iter()
+            .map(|slot| Arc::clone(&slot.descriptor))
+            .collect();
+        all.sort_unstable_by_key(|descriptor| descriptor.group);
+        all
+    }
+}

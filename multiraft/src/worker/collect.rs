@@ -1,0 +1,276 @@
+//! The second half of a pass: what the touched groups want done becomes effects.
+
+use std::sync::Arc;
+
+use polyraft_core::{Append, Durable, Entry, Event, Message, Payload, Persisted, Ready, RoleName};
+
+use super::Worker;
+use crate::effects::{ApplyTask, Effects, FetchTask, LaneKey, SnapshotTask, WriteItem};
+use crate::env::{Body, GroupMessage, LogSection};
+use crate::group::GroupId;
+use crate::handle::ReadPermit;
+use crate::replica::{Install, Replica};
+
+impl Worker {
+    pub(super) fn collect(&mut self, effects: &mut Effects) {
+        while let Some(group) = self.touched.pop() {
+            let Some(replica) = self.replicas.get_mut(&group) else {
+                continue;
+            };
+            replica.touched = false;
+            let before = replica.node.storage().cache_bytes();
+            if replica.quarantined.is_none()
+                && let Err(reason) = drain(replica, self.index, effects)
+            {
+                self.quarantine(group, &reason);
+            }
+            self.settle_cache(group, before);
+            self.publish(group);
+        }
+    }
+
+    /// Keeps in memory what somebody is still to be sent, and more only within the budget.
+    fn settle_cache(&mut self, group: GroupId, before: u64) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        let applied = replica.node.applied();
+        let needed_from = match replica.node.matched_by_all() {
+            Some(matched) => matched.min(applied),
+            None => applied,
+        };
+        let log = replica.node.storage_mut();
+        log.evict(needed_from);
+        let budget = self.config.entry_cache_bytes_max / self.config.workers as u64;
+        if self.cache_bytes > budget {
+            // Somebody lags: it will be fed from the disk.
+            log.evict(applied);
+        }
+        self.cache_bytes = (self.cache_bytes + log.cache_bytes()).saturating_sub(before);
+    }
+
+    fn publish(&mut self, group: GroupId) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        let summary = replica.summary();
+        if summary != replica.published {
+            replica.published = summary;
+            let descriptor = Arc::clone(&replica.descriptor);
+            self.shared.router.publish(self.index, summary, descriptor);
+        }
+    }
+}
+
+/// Takes everything that one replica wants done.
+fn drain(replica: &mut Replica, worker: usize, effects: &mut Effects) -> Result<(), String> {
+    ask_for_reads(replica);
+    // A Ready that needs no disk may be answered at once and give rise to another.
+    while !replica.is_installing() && replica.node.has_ready() {
+        let ready = replica.node.ready().map_err(|error| error.to_string())?;
+        perform(replica, worker, ready, effects)?;
+    }
+    discard_refused_snapshot(replica, effects);
+    if !replica.leads() {
+        let reject = replica.not_leader();
+        replica.reads.reject_all(|| reject.clone());
+        for transfer in replica.transfers.drain(..) {
+            transfer.answer(Ok(()));
+        }
+    }
+    let applied = replica.node.applied();
+    let descriptor = &replica.descriptor;
+    replica.reads.release(applied, || ReadPermit {
+        applied,
+        descriptor: Arc::clone(descriptor),
+    });
+    Ok(())
+}
+
+/// Everything that was asked for in this pass shares one round of heartbeats.
+fn ask_for_reads(replica: &mut Replica) {
+    if replica.reads.queued.is_empty() {
+        return;
+    }
+    let context = replica.reads.ask();
+    if replica.node.read_index(context).is_err() {
+        let reject = replica.not_leader();
+        replica.reads.refused(|| reject.clone());
+    }
+}
+
+fn perform(
+    replica: &mut Replica,
+    worker: usize,
+    ready: Ready,
+    effects: &mut Effects,
+) -> Result<(), String> {
+    let group = replica.group;
+    for event in &ready.events {
+        observe(replica, event);
+    }
+    for message in ready.messages {
+        send(replica, worker, message, effects);
+    }
+    for fetch in ready.fetches {
+        effects.fetches.push(FetchTask {
+            worker,
+            group,
+            replica: replica.id,
+            fetch,
+        });
+    }
+    for read in &ready.reads {
+        replica.reads.confirm(read);
+    }
+    if !ready.committed.is_empty() {
+        apply(replica, worker, ready.committed, effects);
+    }
+    match ready.append {
+        Some(append) => write(replica, worker, append, effects),
+        None => Ok(()),
+    }
+}
+
+fn apply(replica: &mut Replica, worker: usize, entries: Vec<Entry>, effects: &mut Effects) {
+    let reject = replica.not_leader();
+    let ids = entries.iter().map(Entry::id);
+    let pending = replica.proposals.committed(ids, || reject.clone());
+    let (group, id) = (replica.group, replica.id);
+    effects.applies.push(ApplyTask::Entries {
+        worker,
+        group,
+        replica: id,
+        entries,
+        pending,
+    });
+}
+
+fn write(
+    replica: &mut Replica,
+    worker: usize,
+    mut append: Append,
+    effects: &mut Effects,
+) -> Result<(), String> {
+    if append.snapshot().is_some() {
+        Worker::begin_install(replica, worker, append, effects);
+        return Ok(());
+    }
+    let sync = append.must_sync();
+    if let Some(hard_state) = append.hard_state() {
+        replica.unsaved = Some(hard_state);
+    }
+    if !sync && replica.writes_in_flight == 0 {
+        // Everything that its messages speak of is durable already, and the commit index need not
+        // be: it rides along with the next write.
+        let (messages, persisted) = append.persisted(&Durable::attest());
+        for message in messages {
+            send(replica, worker, message, effects);
+        }
+        return acknowledge(replica, persisted);
+    }
+    let entries = append.take_entries();
+    replica.node.storage_mut().append(&entries);
+    replica.writes_in_flight += 1;
+    let hard_state = replica.unsaved.take();
+    let section = LogSection {
+        group: replica.group,
+        hard_state,
+        entries,
+        ..LogSection::default()
+    };
+    effects.writes.push(WriteItem {
+        worker,
+        replica: replica.id,
+        section,
+        sync,
+        append: Some(append),
+        routes: Arc::clone(&replica.routes),
+        created: None,
+        destroyed: None,
+    });
+    Ok(())
+}
+
+fn acknowledge(replica: &mut Replica, persisted: Persisted) -> Result<(), String> {
+    if persisted.is_empty() {
+        return Ok(());
+    }
+    replica
+        .node
+        .on_persisted(persisted)
+        .map_err(|error| error.to_string())
+}
+
+fn send(replica: &Replica, worker: usize, message: Message, effects: &mut Effects) {
+    // Whoever is not in the descriptor any more cannot be found, nor needs to be.
+    let Some(to) = replica.store_of(message.to) else {
+        return;
+    };
+    let group = replica.group;
+    if matches!(message.payload, Payload::Snapshot(_)) {
+        effects.snapshots.push(SnapshotTask {
+            worker,
+            group,
+            to,
+            message,
+        });
+        return;
+    }
+    let lane = lane_of(&message);
+    effects.send(
+        to,
+        lane,
+        GroupMessage {
+            group,
+            body: Body::Raft(message),
+        },
+    );
+}
+
+/// What must not wait behind bulk data has a lane of its own.
+pub(crate) const fn lane_of(message: &Message) -> LaneKey {
+    match message.payload {
+        Payload::Heartbeat { .. }
+        | Payload::HeartbeatResponse { .. }
+        | Payload::Vote { .. }
+        | Payload::VoteResponse { .. }
+        | Payload::TimeoutNow
+        | Payload::TransferLeader
+        | Payload::ReadIndex { .. }
+        | Payload::ReadIndexResponse { .. } => LaneKey::Control,
+        Payload::Append { .. }
+        | Payload::AppendResponse { .. }
+        | Payload::Propose { .. }
+        | Payload::Snapshot(_) => LaneKey::Append,
+    }
+}
+
+/// A staged snapshot that the core did not take is removed.
+fn discard_refused_snapshot(replica: &mut Replica, effects: &mut Effects) {
+    if let Install::Offered(_) = replica.install
+        && let Install::Offered(staged) = std::mem::take(&mut replica.install)
+    {
+        effects.applies.push(ApplyTask::Discard(staged));
+    }
+}
+
+fn observe(replica: &Replica, event: &Event) {
+    let (group, id) = (replica.group, replica.id);
+    match event {
+        Event::BecameRole {
+            role: RoleName::Leader,
+            term,
+        } => {
+            tracing::debug!(%group, replica = %id, %term, "became leader");
+        }
+        Event::SteppedDownWithoutQuorum => {
+            tracing::info!(%group, replica = %id, "stepped down: no contact to a quorum");
+        }
+        Event::HeartbeatCommitIgnored { commit, last } => {
+            tracing::warn!(%group, replica = %id, %commit, %last,
+                "the leader believes that this replica has more than it has");
+        }
+        other => tracing::trace!(%group, replica = %id, event = ?other, "raft"),
+    }
+}

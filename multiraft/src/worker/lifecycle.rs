@@ -1,0 +1,476 @@
+//! Begin and end of replicas: recovery, creation, snapshots that give a replica its first state, removal,
+//! tombstones.
+//!
+//! The order that makes a crash anywhere harmless: data before the log's record of a new replica, so that a
+//! replica that is known has data; tombstone before the removal of data, so that a removal that was
+//! cut short is finished at the next start; data of a snapshot before the log is reset to it, so that the
+//! next start finds data ahead of the log and resets the log then.
+
+use std::sync::Arc;
+
+use polyraft_core::{Append, EntryId, HardState, Index, RaftNode, ReplicaId, Term};
+
+use super::{Counters, Worker};
+use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
+use crate::env::{Lifecycle, LogSection, RecoveredGroup};
+use crate::error::{HostError, Reject};
+use crate::group::{AppliedState, GroupDescriptor, GroupId};
+use crate::input::Applied;
+use crate::replica::{Install, Replica, ReplicaLog};
+use crate::responder::Responder;
+
+/// Where the log of a new group begins. Above 1, so that a replica that joins with an empty log is
+/// given a snapshot and not a log without the first state.
+pub const BOOTSTRAP: EntryId = EntryId::new(1, 2);
+
+impl Worker {
+    /// A replica found at the start.
+    pub(crate) fn recover(
+        &mut self,
+        recovered: &RecoveredGroup,
+        state: Option<&AppliedState>,
+    ) -> Result<(), HostError> {
+        let group = recovered.group;
+        let (applied, conf_state, descriptor) = match state {
+            Some(state) => (
+                state.last,
+                Arc::clone(&state.conf_state),
+                Arc::clone(&state.descriptor),
+            ),
+            None => (EntryId::default(), Arc::default(), uninitialised(group)),
+        };
+        let inconsistent = |reason: String| HostError::Inconsistent { group, reason };
+        if applied.index < recovered.truncated.index {
+            return Err(inconsistent(format!(
+                "the log begins after {} but only {} is applied",
+                recovered.truncated.index, applied.index
+            )));
+        }
+        let log = ReplicaLog::new(recovered, applied, conf_state);
+        let config = polyraft_core::Config {
+            applied: applied.index,
+            ..self.config.raft(group, recovered.replica)
+        };
+        let node = RaftNode::new(config, log).map_err(|error| inconsistent(error.to_string()))?;
+        self.insert(Replica::new(recovered.replica, node, descriptor));
+        Ok(())
+    }
+
+    pub(crate) fn recover_tombstone(&mut self, group: GroupId, next_replica: ReplicaId) {
+        self.tombstones.insert(group, next_replica);
+    }
+
+    fn insert(&mut self, mut replica: Replica) {
+        let group = replica.group;
+        drop(replica.node.take_events());
+        replica.published = replica.summary();
+        let descriptor = Arc::clone(&replica.descriptor);
+        self.shared
+            .router
+            .publish(self.index, replica.published, descriptor);
+        self.replicas.insert(group, replica);
+        self.wake(group);
+    }
+
+    pub(super) fn create(
+        &mut self,
+        descriptor: GroupDescriptor,
+        respond: Responder<Result<(), Reject>>,
+        effects: &mut Effects,
+    ) {
+        let group = descriptor.group;
+        match self.check_create(&descriptor) {
+            Ok(Some(replica)) => {
+                let conf_state = polyraft_core::ConfState {
+                    voters: descriptor
+                        .members
+                        .iter()
+                        .map(|member| member.replica)
+                        .collect(),
+                    ..polyraft_core::ConfState::default()
+                };
+                let state = AppliedState {
+                    last: BOOTSTRAP,
+                    conf_state: Arc::new(conf_state),
+                    descriptor: Arc::new(descriptor),
+                };
+                self.creating.insert(group, Some(respond));
+                effects.applies.push(ApplyTask::Create {
+                    worker: self.index,
+                    state,
+                    replica,
+                });
+            }
+            Ok(None) => respond.answer(Ok(())),
+            Err(reject) => respond.answer(Err(reject)),
+        }
+    }
+
+    /// The replica to create; none if it exists already, so that a repeated request succeeds.
+    fn check_create(&self, descriptor: &GroupDescriptor) -> Result<Option<ReplicaId>, Reject> {
+        let group = descriptor.group;
+        let refused = |why: &str| Err(Reject::Refused(format!("group {group}: {why}")));
+        let Some(replica) = descriptor.replica_on(self.config.store) else {
+            return refused("this store is not among the members");
+        };
+        if descriptor
+            .members
+            .iter()
+            .any(|member| member.replica >= descriptor.next_replica)
+        {
+            return refused("next_replica must be above every member's replica id");
+        }
+        if self
+            .tombstones
+            .get(&group)
+            .is_some_and(|next| replica < *next)
+        {
+            return refused("it was destroyed here; a group or replica id is never used again");
+        }
+        if self.dying.contains(&group) || self.creating.contains_key(&group) {
+            return Err(Reject::Busy("the group is being created or destroyed"));
+        }
+        if let Some(present) = self.replicas.get(&group) {
+            if present.id == replica && present.is_initialised() {
+                return Ok(None);
+            }
+            return refused("another replica of it exists on this store");
+        }
+        let overlaps = |other: &Arc<GroupDescriptor>| match (&other.range, &descriptor.range) {
+            (Some(one), Some(two)) => other.group != group && one.overlaps(two),
+            _ => false,
+        };
+        match self
+            .shared
+            .router
+            .descriptors()
+            .iter()
+            .find(|other| overlaps(other))
+        {
+            Some(other) => refused(&format!("its range overlaps that of group {}", other.group)),
+            None => Ok(Some(replica)),
+        }
+    }
+
+    /// The data of a new group exists: now its log does.
+    fn on_created(
+        &mut self,
+        group: GroupId,
+        id: ReplicaId,
+        state: AppliedState,
+        effects: &mut Effects,
+    ) {
+        let Some(respond) = self.creating.remove(&group) else {
+            return;
+        };
+        let hard_state = HardState {
+            term: BOOTSTRAP.term,
+            vote: ReplicaId::NONE,
+            commit: BOOTSTRAP.index,
+        };
+        let recovered = RecoveredGroup {
+            group,
+            replica: id,
+            hard_state,
+            truncated: BOOTSTRAP,
+            last: BOOTSTRAP,
+            terms: Vec::new(),
+        };
+        if let Err(error) = self.recover(&recovered, Some(&state)) {
+            if let Some(respond) = respond {
+                respond.answer(Err(Reject::Refused(error.to_string())));
+            }
+            return;
+        }
+        let section = LogSection {
+            group,
+            lifecycle: Some(Lifecycle::Create { replica: id }),
+            reset: Some(BOOTSTRAP),
+            hard_state: Some(hard_state),
+            ..LogSection::default()
+        };
+        effects.writes.push(WriteItem {
+            created: respond,
+            ..self.write(group, id, section)
+        });
+    }
+
+    /// A replica that knows nothing yet but who it is: it may vote, never campaigns, and waits for a
+    /// snapshot. Its record is written before anything that it promises.
+    pub(super) fn create_uninitialised(
+        &mut self,
+        group: GroupId,
+        id: ReplicaId,
+        effects: &mut Effects,
+    ) -> bool {
+        let recovered = RecoveredGroup {
+            group,
+            replica: id,
+            ..RecoveredGroup::default()
+        };
+        if let Err(error) = self.recover(&recovered, None) {
+            tracing::error!(%group, %error, "cannot create a replica");
+            return false;
+        }
+        let section = LogSection {
+            group,
+            lifecycle: Some(Lifecycle::Create { replica: id }),
+            ..LogSection::default()
+        };
+        let write = self.write(group, id, section);
+        effects.writes.push(write);
+        true
+    }
+
+    fn write(&self, group: GroupId, replica: ReplicaId, section: LogSection) -> WriteItem {
+        let routes = self.replicas.get(&group).map(|r| Arc::clone(&r.routes));
+        WriteItem {
+            worker: self.index,
+            replica,
+            section,
+            sync: true,
+            append: None,
+            routes: routes.unwrap_or_default(),
+            created: None,
+            destroyed: None,
+        }
+    }
+
+    /// Ends the replica here. Messages of it that are still on their way find a tombstone.
+    pub(super) fn destroy(
+        &mut self,
+        group: GroupId,
+        next_replica: ReplicaId,
+        respond: Option<Responder<Result<(), Reject>>>,
+        effects: &mut Effects,
+    ) {
+        if self.creating.contains_key(&group) || self.dying.contains(&group) {
+            if let Some(respond) = respond {
+                respond.answer(Err(Reject::Busy("the group is being created or destroyed")));
+            }
+            return;
+        }
+        let known = self.tombstones.get(&group).copied().unwrap_or_default();
+        let next_replica = match self.replicas.get(&group) {
+            Some(replica) => next_replica.max(ReplicaId(replica.id.0 + 1)).max(known),
+            None => next_replica.max(known),
+        };
+        let removed = self.replicas.remove(&group);
+        let (id, descriptor) = match removed {
+            Some(mut replica) => {
+                tracing::info!(%group, replica = %replica.id, %next_replica, "destroying replica");
+                replica.proposals.give_up();
+                replica.reads.reject_all(|| Reject::NoGroup(group));
+                (replica.id, Arc::clone(&replica.descriptor))
+            }
+            None => (ReplicaId::NONE, uninitialised(group)),
+        };
+        self.awake.remove(&group);
+        self.shared.router.remove(group);
+        self.tombstones.insert(group, next_replica);
+        self.dying.insert(group);
+        let section = LogSection {
+            group,
+            lifecycle: Some(Lifecycle::Destroy { next_replica }),
+            ..LogSection::default()
+        };
+        effects.writes.push(WriteItem {
+            destroyed: Some(DestroyData {
+                descriptor,
+                respond,
+            }),
+            ..self.write(group, id, section)
+        });
+    }
+
+    pub(super) fn on_tombstone(
+        &mut self,
+        group: GroupId,
+        replica: ReplicaId,
+        next_replica: ReplicaId,
+        effects: &mut Effects,
+    ) {
+        let here = self.replicas.get(&group).map(|replica| replica.id);
+        if here == Some(replica) && replica < next_replica {
+            self.destroy(group, next_replica, None, effects);
+        }
+    }
+
+    pub(super) fn applied(
+        &mut self,
+        group: GroupId,
+        id: ReplicaId,
+        what: Applied,
+        effects: &mut Effects,
+    ) {
+        match what {
+            Applied::Destroyed => {
+                self.dying.remove(&group);
+            }
+            Applied::Created(state) => self.on_created(group, id, state, effects),
+            Applied::Restored(state) => self.on_restored(group, id, &state, effects),
+            Applied::Entries {
+                last,
+                bytes,
+                changes,
+                state,
+            } => {
+                let mut gone = false;
+                self.with(group, Some(id), |replica| {
+                    for (index, change) in &changes {
+                        replica
+                            .node
+                            .apply_conf_change(change)
+                            .map_err(|e| e.to_string())?;
+                        tracing::debug!(%group, %index, "membership changed");
+                    }
+                    replica
+                        .node
+                        .on_applied(last.index, bytes)
+                        .map_err(|e| e.to_string())?;
+                    let conf_state = state.as_ref().map(|state| Arc::clone(&state.conf_state));
+                    replica.node.storage_mut().set_applied(last, conf_state);
+                    if let Some(state) = state {
+                        replica.set_descriptor(state.descriptor);
+                        gone = replica.descriptor.store_of(replica.id).is_none();
+                    }
+                    Ok(())
+                });
+                self.finish_changes(group, &changes);
+                if gone {
+                    let next = self.replicas.get(&group).map(|r| r.descriptor.next_replica);
+                    self.destroy(group, next.unwrap_or_default(), None, effects);
+                } else if !changes.is_empty() {
+                    self.wake(group);
+                }
+            }
+        }
+    }
+
+    /// The snapshot's data is in place; now the log begins behind it.
+    fn on_restored(
+        &mut self,
+        group: GroupId,
+        id: ReplicaId,
+        state: &AppliedState,
+        effects: &mut Effects,
+    ) {
+        let worker = self.index;
+        let Some(replica) = self
+            .replicas
+            .get_mut(&group)
+            .filter(|replica| replica.id == id)
+        else {
+            return;
+        };
+        let Install::Restoring(append) = std::mem::replace(&mut replica.install, Install::Writing)
+        else {
+            return;
+        };
+        replica
+            .node
+            .storage_mut()
+            .reset(state.last, Arc::clone(&state.conf_state));
+        replica.set_descriptor(Arc::clone(&state.descriptor));
+        replica.flushed = state.last.index;
+        replica.proposals.skipped_to(state.last.index);
+        replica.writes_in_flight += 1;
+        let hard_state = append.hard_state().or(replica.unsaved.take());
+        let section = LogSection {
+            group,
+            reset: Some(state.last),
+            hard_state,
+            ..LogSection::default()
+        };
+        let routes = Arc::clone(&replica.routes);
+        effects.writes.push(WriteItem {
+            worker,
+            replica: id,
+            section,
+            sync: true,
+            append: Some(append),
+            routes,
+            created: None,
+            destroyed: None,
+        });
+        Counters::add(&self.shared.counters.snapshots_installed, 1);
+        tracing::info!(%group, replica = %id, index = %state.last.index, "snapshot installed");
+    }
+
+    /// The reset log is durable: the replica is back in service.
+    pub(super) fn finish_install(&mut self, group: GroupId) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        if matches!(replica.install, Install::Writing) && replica.writes_in_flight == 0 {
+            replica.install = Install::None;
+            self.wake(group);
+        }
+    }
+
+    /// The core wants a snapshot installed: its data goes first.
+    pub(super) fn begin_install(
+        replica: &mut Replica,
+        worker: usize,
+        append: Append,
+        effects: &mut Effects,
+    ) {
+        match std::mem::take(&mut replica.install) {
+            Install::Offered(staged) => {
+                replica.install = Install::Restoring(append);
+                effects.applies.push(ApplyTask::Restore {
+                    worker,
+                    replica: replica.id,
+                    staged,
+                });
+            }
+            // The core asks for a snapshot only in answer to the one that was offered.
+            other => unreachable!("a snapshot to install that was not offered: {other:?}"),
+        }
+    }
+
+    pub(super) fn finish_changes(
+        &mut self,
+        group: GroupId,
+        changes: &[(Index, polyraft_core::ConfChangeV2)],
+    ) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        if replica.changes.is_empty() {
+            return;
+        }
+        let (applied, joint) = (
+            replica.node.applied(),
+            replica.node.status().conf_state.is_joint(),
+        );
+        let term = replica.node.term();
+        let mut waiting = Vec::new();
+        for mut pending in std::mem::take(&mut replica.changes) {
+            if !pending.applied && pending.id.index <= applied {
+                pending.applied = changes.iter().any(|(index, _)| *index == pending.id.index);
+                if !pending.applied || term != pending.id.term && term == Term(0) {
+                    let why = "the change was overtaken or is not possible any more";
+                    pending.respond.answer(Err(Reject::Refused(why.to_owned())));
+                    continue;
+                }
+            }
+            if pending.applied && !(pending.wait_for_leave && joint) {
+                pending
+                    .respond
+                    .answer(Ok(GroupDescriptor::clone(&replica.descriptor)));
+            } else {
+                waiting.push(pending);
+            }
+        }
+        replica.changes = waiting;
+    }
+}
+
+/// The descriptor of a replica that knows nothing but its group.
+fn uninitialised(group: GroupId) -> Arc<GroupDescriptor> {
+    Arc::new(GroupDescriptor {
+        group,
+        ..GroupDescriptor::default()
+    })
+}

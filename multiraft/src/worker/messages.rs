@@ -1,0 +1,267 @@
+//! Requests of clients and messages of other stores, on their way into replicas.
+
+use bytes::Bytes;
+use polyraft_core::{EntryId, Message, Payload, ReplicaId, StepError};
+
+use super::{Counters, Worker};
+use crate::budget::Permit;
+use crate::effects::{Effects, LaneKey};
+use crate::env::{Body, GroupMessage, SnapshotHeader, StagedSnapshot};
+use crate::error::Reject;
+use crate::group::{GroupId, StoreId};
+use crate::handle::ReadPermit;
+use crate::replica::{Install, Pending, Replica};
+use crate::responder::Responder;
+
+impl Worker {
+    pub(super) fn propose(
+        &mut self,
+        group: GroupId,
+        data: Bytes,
+        permit: Permit,
+        respond: Responder<Result<Bytes, Reject>>,
+    ) {
+        let replica = match self.serving(group) {
+            Ok(replica) => replica,
+            Err(reject) => return respond.answer(Err(reject)),
+        };
+        if !replica.leads() {
+            let reject = replica.not_leader();
+            return respond.answer(Err(reject));
+        }
+        match replica.node.propose(vec![data]) {
+            Ok(Some(id)) => {
+                let not_leader = Reject::NotLeader { leader: None };
+                let pending = Pending {
+                    id,
+                    respond,
+                    permit,
+                };
+                replica.proposals.push(pending, || not_leader.clone());
+                Counters::add(&self.shared.counters.proposals, 1);
+                self.wake(group);
+            }
+            Ok(None) => respond.answer(Err(Reject::NotLeader { leader: None })),
+            Err(_) if replica.node.basic_status().transfer_target.is_none() => {
+                respond.answer(Err(Reject::Busy("too much of this group is uncommitted")));
+            }
+            Err(_) => respond.answer(Err(Reject::Busy("leadership is being transferred"))),
+        }
+    }
+
+    pub(super) fn read(&mut self, group: GroupId, respond: Responder<Result<ReadPermit, Reject>>) {
+        match self.serving(group) {
+            Ok(replica) if replica.leads() => {
+                replica.reads.queued.push(respond);
+                Counters::add(&self.shared.counters.reads, 1);
+                self.wake(group);
+            }
+            Ok(replica) => {
+                let reject = replica.not_leader();
+                respond.answer(Err(reject));
+            }
+            Err(reject) => respond.answer(Err(reject)),
+        }
+    }
+
+    /// The replica of a group that can take requests.
+    pub(super) fn serving(&mut self, group: GroupId) -> Result<&mut Replica, Reject> {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return Err(Reject::NoGroup(group));
+        };
+        match &replica.quarantined {
+            Some(reason) => Err(Reject::Refused(format!(
+                "the replica is out of service: {reason}"
+            ))),
+            None => Ok(replica),
+        }
+    }
+
+    pub(super) fn on_message(
+        &mut self,
+        from: StoreId,
+        message: GroupMessage,
+        effects: &mut Effects,
+    ) {
+        Counters::add(&self.shared.counters.messages_in, 1);
+        let group = message.group;
+        let (message, sleep) = match message.body {
+            Body::Raft(message) => (message, false),
+            Body::Sleep(message) => (message, true),
+            Body::Tombstone {
+                replica,
+                next_replica,
+            } => {
+                return self.on_tombstone(group, replica, next_replica, effects);
+            }
+        };
+        if !self.admit(from, group, &message, effects) {
+            return;
+        }
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        replica.learn_route(message.from, from);
+        let (sender, term) = (message.from, message.term);
+        let heartbeat = match message.payload {
+            Payload::Heartbeat { commit, .. } => Some(commit),
+            _ => None,
+        };
+        let answer = matches!(message.payload, Payload::HeartbeatResponse { .. });
+        match replica.node.step(message) {
+            Ok(()) => {}
+            Err(StepError::Poisoned(why)) => return self.quarantine(group, why),
+            Err(StepError::Storage(error)) => {
+                return self.quarantine(group, &error.to_string());
+            }
+            Err(StepError::PeerNotFound | StepError::Propose(_)) => {}
+            Err(error) => {
+                Counters::add(&self.shared.counters.messages_refused, 1);
+                tracing::warn!(%group, %from, %error, "message refused");
+            }
+        }
+        // A follower that has everything may sleep with its leader; a sleeping leader need not wake
+        // for the answers to its last heartbeat. Everything else is work.
+        let caught_up = sleep
+            && heartbeat == Some(replica.node.last_index())
+            && replica.node.term() == term
+            && replica.node.leader() == sender
+            && !replica.leads()
+            && replica.node.applied() == replica.node.last_index();
+        if caught_up && !replica.has_work() {
+            replica.asleep = true;
+            self.awake.remove(&group);
+            self.touch(group);
+        } else if answer && replica.asleep {
+            self.touch(group);
+        } else {
+            self.wake_for_message(group, heartbeat.is_some() || answer);
+        }
+    }
+
+    /// Heartbeats and their answers keep an awake group going without counting as work.
+    fn wake_for_message(&mut self, group: GroupId, routine: bool) {
+        let Some(replica) = self.replicas.get(&group) else {
+            return;
+        };
+        if routine && !replica.asleep && self.awake.contains(&group) {
+            self.touch(group);
+        } else {
+            self.wake(group);
+        }
+    }
+
+    /// Whether a message may reach a replica here; creates one, or tells the sender that it is gone.
+    fn admit(
+        &mut self,
+        from: StoreId,
+        group: GroupId,
+        message: &Message,
+        effects: &mut Effects,
+    ) -> bool {
+        if self.dying.contains(&group) || self.creating.contains_key(&group) {
+            return false;
+        }
+        let dead = self.tombstones.get(&group).copied().unwrap_or_default();
+        if let Some(replica) = self.replicas.get(&group) {
+            if replica.quarantined.is_some() {
+                return false;
+            }
+            let known = &replica.descriptor;
+            let removed = replica.is_initialised()
+                && message.from < known.next_replica
+                && known.store_of(message.from).is_none();
+            if removed {
+                // It was a member once and does not know that it is none any more.
+                let next_replica = known.next_replica;
+                tell_gone(group, from, message.from, next_replica, effects);
+                return false;
+            }
+            if message.to == replica.id {
+                return true;
+            }
+            if message.to < replica.id {
+                return false;
+            }
+            // A newer incarnation is wanted here: the older one is certainly no member any more.
+            self.destroy(group, message.to, None, effects);
+            return false;
+        }
+        if message.to < dead {
+            if dead.0 == u64::MAX {
+                tell_gone(group, from, message.from, dead, effects);
+            }
+            return false;
+        }
+        let creates = matches!(
+            message.payload,
+            Payload::Append { .. }
+                | Payload::Heartbeat { .. }
+                | Payload::Snapshot(_)
+                | Payload::Vote { pre: false, .. }
+        );
+        creates && self.create_uninitialised(group, message.to, effects)
+    }
+
+    pub(super) fn on_snapshot(
+        &mut self,
+        from: StoreId,
+        header: SnapshotHeader,
+        staged: StagedSnapshot,
+        effects: &mut Effects,
+    ) {
+        let group = header.group;
+        let wanted = self.admit(from, group, &header.message, effects);
+        let Some(replica) = self.replicas.get_mut(&group).filter(|_| wanted) else {
+            return effects
+                .applies
+                .push(crate::effects::ApplyTask::Discard(staged));
+        };
+        if !matches!(replica.install, Install::None) {
+            return effects
+                .applies
+                .push(crate::effects::ApplyTask::Discard(staged));
+        }
+        replica.learn_route(header.message.from, from);
+        replica.install = Install::Offered(staged);
+        let result = replica.node.step(header.message);
+        self.wake(group);
+        self.touch(group);
+        match result {
+            Err(StepError::Poisoned(why)) => self.quarantine(group, why),
+            Err(StepError::Storage(error)) => self.quarantine(group, &error.to_string()),
+            Err(error) => tracing::warn!(%group, %from, %error, "snapshot refused"),
+            Ok(()) => {}
+        }
+    }
+
+    pub(super) fn report_unreachable(&mut self, store: StoreId) {
+        for replica in self.replicas.values_mut().filter(|replica| replica.leads()) {
+            if let Some(id) = replica.descriptor.replica_on(store) {
+                replica.node.report_unreachable(id);
+            }
+        }
+    }
+}
+
+fn tell_gone(
+    group: GroupId,
+    to: StoreId,
+    replica: ReplicaId,
+    next_replica: ReplicaId,
+    effects: &mut Effects,
+) {
+    let body = Body::Tombstone {
+        replica,
+        next_replica,
+    };
+    effects.send(to, LaneKey::Append, GroupMessage { group, body });
+}
+
+/// The id of an entry that is about to be proposed, for those who wait for it.
+pub(super) fn last_of(replica: &Replica) -> EntryId {
+    EntryId {
+        term: replica.node.term(),
+        index: replica.node.last_index(),
+    }
+}

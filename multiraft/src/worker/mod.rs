@@ -1,0 +1,303 @@
+//! A worker owns replicas by value and turns inputs into effects, one pass at a time.
+//!
+//! A pass steps every group that has input, then takes what each of them wants done. It reads no clock,
+//! blocks on nothing and touches no other worker's state, so it can be run by a thread or by a
+//! simulator alike.
+//!
+//! Invariants: a replica is in `awake` exactly if it is ticked; what a pass touches it collects before
+//! it ends; a group that is being destroyed takes no input until its data is gone.
+
+mod admin;
+mod collect;
+mod lifecycle;
+mod messages;
+mod time;
+
+pub(crate) use collect::lane_of;
+pub use lifecycle::BOOTSTRAP;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use polyraft_core::ReplicaId;
+
+use crate::config::HostConfig;
+use crate::effects::Effects;
+use crate::error::Reject;
+use crate::group::GroupId;
+use crate::input::{AppliedItem, Input, PersistedItem};
+use crate::replica::Replica;
+use crate::responder::Responder;
+use crate::router::Router;
+
+/// What all threads of a host see.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) router: Router,
+    /// The disk was full at the last write: proposals are refused until it is not.
+    pub(crate) disk_full: AtomicBool,
+    /// The store cannot go on.
+    pub(crate) failed: AtomicBool,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) counters: Counters,
+}
+
+impl Shared {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            router: Router::new(workers),
+            disk_full: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Stopped or about to be: nothing new is taken.
+    pub(crate) fn is_over(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) passes: AtomicU64,
+    pub(crate) proposals: AtomicU64,
+    pub(crate) reads: AtomicU64,
+    pub(crate) messages_in: AtomicU64,
+    pub(crate) messages_dropped: AtomicU64,
+    pub(crate) messages_refused: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) synced_writes: AtomicU64,
+    pub(crate) written_entries: AtomicU64,
+    pub(crate) applied_commands: AtomicU64,
+    pub(crate) apply_batches: AtomicU64,
+    pub(crate) snapshots_sent: AtomicU64,
+    pub(crate) snapshots_installed: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Worker {
+    index: usize,
+    config: Arc<HostConfig>,
+    shared: Arc<Shared>,
+    replicas: BTreeMap<GroupId, Replica>,
+    /// Those that are ticked.
+    awake: BTreeSet<GroupId>,
+    /// The lowest replica id that may still be created, where it is known.
+    tombstones: BTreeMap<GroupId, ReplicaId>,
+    /// Groups whose first state is being written.
+    creating: BTreeMap<GroupId, Option<Responder<Result<(), Reject>>>>,
+    /// Groups whose data is being removed.
+    dying: BTreeSet<GroupId>,
+    /// Those with input in this pass.
+    touched: Vec<GroupId>,
+    /// Bytes of entries cached by replicas of this worker.
+    cache_bytes: u64,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize, config: Arc<HostConfig>, shared: Arc<Shared>) -> Self {
+        Self {
+            index,
+            config,
+            shared,
+            replicas: BTreeMap::new(),
+            awake: BTreeSet::new(),
+            tombstones: BTreeMap::new(),
+            creating: BTreeMap::new(),
+            dying: BTreeSet::new(),
+            touched: Vec::new(),
+            cache_bytes: 0,
+        }
+    }
+
+    /// One turn: every input, in order, then what the groups want done.
+    pub fn pass(&mut self, inputs: impl IntoIterator<Item = Input>) -> Effects {
+        let mut effects = Effects::default();
+        for input in inputs {
+            self.take(input, &mut effects);
+        }
+        self.collect(&mut effects);
+        Counters::add(&self.shared.counters.passes, 1);
+        effects
+    }
+
+    fn take(&mut self, input: Input, effects: &mut Effects) {
+        match input {
+            Input::Propose {
+                group,
+                data,
+                permit,
+                respond,
+            } => {
+                self.propose(group, data, permit, respond);
+            }
+            Input::Read { group, respond } => self.read(group, respond),
+            Input::Messages {
+                from,
+                messages,
+                permit,
+            } => {
+                for message in messages {
+                    self.on_message(from, message, effects);
+                }
+                drop(permit);
+            }
+            Input::Admin(admin) => self.admin(admin, effects),
+            Input::Persisted(items) => {
+                for item in items {
+                    self.on_persisted(item);
+                }
+            }
+            Input::Applied(items) => {
+                for item in items {
+                    self.on_applied(item, effects);
+                }
+            }
+            Input::Fetched {
+                group,
+                replica,
+                fetched,
+            } => {
+                self.with(group, Some(replica), |replica| {
+                    replica
+                        .node
+                        .on_fetched(fetched)
+                        .map_err(|error| error.to_string())
+                });
+            }
+            Input::SnapshotReceived {
+                from,
+                header,
+                staged,
+            } => {
+                self.on_snapshot(from, *header, staged, effects);
+            }
+            Input::SnapshotSent {
+                group,
+                replica,
+                to,
+                outcome,
+            } => {
+                self.with(group, Some(replica), |replica| {
+                    replica.node.report_snapshot(to, outcome);
+                    Ok(())
+                });
+            }
+            Input::Quarantine { group, reason } => self.quarantine(group, &reason),
+            Input::Flushed(indexes) => self.on_flushed(&indexes, effects),
+            Input::Tick => self.tick(effects),
+            Input::StoreUp(store) => self.on_store_change(store),
+            Input::StoreDown(store) => {
+                self.on_store_change(store);
+                self.report_unreachable(store);
+            }
+        }
+    }
+
+    /// Runs something on a replica, if it is here and in service; an error takes only that replica
+    /// out of service.
+    fn with(
+        &mut self,
+        group: GroupId,
+        id: Option<ReplicaId>,
+        run: impl FnOnce(&mut Replica) -> Result<(), String>,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        if replica.quarantined.is_some() || id.is_some_and(|id| id != replica.id) {
+            return;
+        }
+        let result = run(replica);
+        self.touch(group);
+        if let Err(reason) = result {
+            self.quarantine(group, &reason);
+        }
+    }
+
+    /// Notes that a group has something to collect, and wakes it.
+    fn touch(&mut self, group: GroupId) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        if !replica.touched {
+            replica.touched = true;
+            self.touched.push(group);
+        }
+    }
+
+    /// A group with work is ticked.
+    fn wake(&mut self, group: GroupId) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        replica.idle_ticks = 0;
+        if replica.quarantined.is_none() && replica.is_initialised() {
+            replica.asleep = false;
+            self.awake.insert(group);
+        }
+        self.touch(group);
+    }
+
+    fn on_persisted(&mut self, item: PersistedItem) {
+        let PersistedItem {
+            group,
+            replica,
+            persisted,
+        } = item;
+        self.with(group, Some(replica), |replica| {
+            let Some(persisted) = persisted else {
+                return Ok(());
+            };
+            replica.writes_in_flight = replica.writes_in_flight.saturating_sub(1);
+            replica
+                .node
+                .on_persisted(persisted)
+                .map_err(|error| error.to_string())
+        });
+        self.finish_install(group);
+    }
+
+    /// Takes one replica out of service; the others go on.
+    pub(crate) fn quarantine(&mut self, group: GroupId, reason: &str) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        if replica.quarantined.is_some() {
+            return;
+        }
+        tracing::error!(%group, replica = %replica.id, reason, "replica is out of service");
+        replica.quarantined = Some(reason.to_owned());
+        replica.proposals.give_up();
+        let why = || Reject::Refused(format!("the replica is out of service: {reason}"));
+        replica.reads.reject_all(why);
+        for change in replica.changes.drain(..) {
+            change.respond.answer(Err(Reject::Ambiguous));
+        }
+        for transfer in replica.transfers.drain(..) {
+            transfer.answer(Err(why()));
+        }
+        self.awake.remove(&group);
+        self.touch(group);
+    }
+
+    fn on_applied(&mut self, item: AppliedItem, effects: &mut Effects) {
+        let AppliedItem {
+            group,
+            replica,
+            what,
+        } = item;
+        self.applied(group, replica, what, effects);
+    }
+}

@@ -1,0 +1,196 @@
+//! Ticks of awake groups, sleep and wake, and truncation behind what is durable.
+//!
+//! A leader whose group has nothing to do says so with its last heartbeat and is not ticked any more;
+//! a follower that has everything does the same. Safe, because sleep only leaves out ticks: a reader
+//! still needs a round of heartbeats, a candidate still needs votes. Live, because whatever comes in
+//! wakes the group, and so does the news that a store went or came.
+
+use polyraft_core::{Index, Message, Payload};
+
+use super::Worker;
+use super::admin::is_settled;
+use crate::effects::{Effects, LaneKey, WriteItem};
+use crate::env::{Body, GroupMessage, LogSection};
+use crate::error::Reject;
+use crate::group::{GroupId, StoreId};
+use crate::replica::Replica;
+
+impl Worker {
+    pub(super) fn tick(&mut self, effects: &mut Effects) {
+        let groups: Vec<GroupId> = self.awake.iter().copied().collect();
+        for group in groups {
+            self.tick_group(group, effects);
+        }
+    }
+
+    fn tick_group(&mut self, group: GroupId, effects: &mut Effects) {
+        let (limit, sleep_after) = (
+            self.config.election_ticks * 2,
+            self.config.sleep_after_ticks,
+        );
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return;
+        };
+        if replica.is_installing() {
+            return;
+        }
+        give_up_orphans(replica, limit);
+        end_failed_transfers(replica);
+        if sleep_after > 0 && may_sleep(replica) {
+            replica.idle_ticks += 1;
+            if replica.idle_ticks >= sleep_after {
+                send_to_sleep(replica, effects);
+                self.awake.remove(&group);
+                self.touch(group);
+                return;
+            }
+        } else if replica.leads() {
+            replica.idle_ticks = 0;
+        }
+        let result = replica.node.tick();
+        self.touch(group);
+        if let Err(error) = result {
+            self.quarantine(group, &error.to_string());
+        }
+    }
+
+    /// Groups that have a member on a store that went or came look around.
+    pub(super) fn on_store_change(&mut self, store: StoreId) {
+        let concerns = |replica: &Replica| {
+            let leader = replica.leader_member();
+            replica.leads() && replica.descriptor.replica_on(store).is_some()
+                || leader.is_none_or(|leader| leader.store == store)
+        };
+        let groups: Vec<GroupId> = self
+            .replicas
+            .values()
+            .filter(|r| concerns(r))
+            .map(|r| r.group)
+            .collect();
+        for group in groups {
+            self.wake(group);
+        }
+    }
+
+    /// What is durable in the state machine need not be in the log, but for followers that lag a
+    /// little.
+    pub(super) fn on_flushed(&mut self, indexes: &[(GroupId, Index)], effects: &mut Effects) {
+        for &(group, flushed) in indexes {
+            let keep = self.config.truncate_keep_entries;
+            let Some(replica) = self.replicas.get_mut(&group) else {
+                continue;
+            };
+            if replica.quarantined.is_some() || replica.is_installing() {
+                continue;
+            }
+            replica.flushed = replica.flushed.max(flushed.min(replica.node.applied()));
+            let Some(to) = truncation_point(replica, keep) else {
+                continue;
+            };
+            let Some(truncate) = replica.node.storage_mut().truncate(to) else {
+                continue;
+            };
+            let section = LogSection {
+                group,
+                truncate: Some(truncate),
+                ..LogSection::default()
+            };
+            effects.writes.push(WriteItem {
+                worker: self.index,
+                replica: replica.id,
+                section,
+                sync: false,
+                append: None,
+                routes: std::sync::Arc::clone(&replica.routes),
+                created: None,
+                destroyed: None,
+            });
+            self.touch(group);
+        }
+    }
+}
+
+/// A leader knows what its followers have; a sleeping group has everything everywhere; any other
+/// replica keeps a tail, in case it is to lead.
+fn truncation_point(replica: &Replica, keep: u64) -> Option<Index> {
+    let tail = Index(replica.node.last_index().0.saturating_sub(keep));
+    let needed = if replica.asleep {
+        replica.node.last_index()
+    } else {
+        match replica.node.matched_by_all() {
+            Some(matched) => matched.max(tail),
+            None if replica.leads() => replica.node.last_index(),
+            None => tail,
+        }
+    };
+    let to = needed.min(replica.flushed);
+    (to > replica.node.storage().truncated().index).then_some(to)
+}
+
+fn may_sleep(replica: &Replica) -> bool {
+    let last = replica.node.last_index();
+    replica.leads()
+        && is_settled(replica)
+        && !replica.has_work()
+        && replica.node.applied() == last
+        && replica.node.committed() == last
+        && replica
+            .node
+            .matched_by_all()
+            .is_none_or(|matched| matched == last)
+}
+
+fn send_to_sleep(replica: &mut Replica, effects: &mut Effects) {
+    replica.asleep = true;
+    let (id, term, commit) = (replica.id, replica.node.term(), replica.node.committed());
+    for member in replica
+        .descriptor
+        .members
+        .iter()
+        .filter(|member| member.replica != id)
+    {
+        let payload = Payload::Heartbeat { commit, read: 0 };
+        let message = Message {
+            from: id,
+            to: member.replica,
+            term,
+            payload,
+        };
+        let body = Body::Sleep(message);
+        effects.send(
+            member.store,
+            LaneKey::Control,
+            GroupMessage {
+                group: replica.group,
+                body,
+            },
+        );
+    }
+}
+
+/// Proposals of a leadership that is over are decided by the next leader; after two election timeouts
+/// without word of it, whoever waits is told that nobody knows.
+fn give_up_orphans(replica: &mut Replica, limit: u32) {
+    if replica.leads() || (replica.proposals.is_empty() && replica.changes.is_empty()) {
+        replica.orphan_ticks = 0;
+        return;
+    }
+    replica.orphan_ticks += 1;
+    if replica.orphan_ticks > limit {
+        replica.proposals.give_up();
+        for change in replica.changes.drain(..) {
+            change.respond.answer(Err(Reject::Ambiguous));
+        }
+    }
+}
+
+/// The core gives a transfer up after an election timeout.
+fn end_failed_transfers(replica: &mut Replica) {
+    let running = !replica.node.basic_status().transfer_target.is_none();
+    if replica.leads() && !running {
+        for transfer in replica.transfers.drain(..) {
+            let why = "the target did not take over within an election timeout";
+            transfer.answer(Err(Reject::Refused(why.to_owned())));
+        }
+    }
+}
