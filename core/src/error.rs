@@ -63,9 +63,12 @@ pub enum ProposeError {
     /// The limit on uncommitted bytes is reached.
     #[error("raft proposal dropped: uncommitted size limit")]
     UncommittedLimit,
-    /// The storage failed.
+    /// The storage failed; the replica is stopped, so nothing of the proposal leaves it.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The replica is stopped, so nothing of the proposal leaves it.
+    #[error("replica is stopped after an internal error: {0}")]
+    Poisoned(&'static str),
 }
 
 /// Why a configuration change is refused.

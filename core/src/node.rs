@@ -109,15 +109,21 @@ impl<S: Storage> RaftNode<S> {
     }
 
     fn propose_entries(&mut self, entries: Vec<Entry>) -> Result<Option<EntryId>, ProposeError> {
-        if self.poisoned.is_some() {
-            return Err(ProposeError::Dropped);
+        if let Some(why) = self.poisoned {
+            return Err(ProposeError::Poisoned(why));
         }
         let id = EntryId {
             term: self.raft.term,
             index: self.raft.log.last_index().next(),
         };
         match self.raft.role {
-            Role::Leader(_) => self.raft.propose_as_leader(entries).map(|()| Some(id)),
+            Role::Leader(_) => {
+                let result = self.raft.propose_as_leader(entries);
+                if let Err(error) = &result {
+                    self.stop_if_broken(*error);
+                }
+                result.map(|()| Some(id))
+            }
             Role::Follower => match self.raft.forward_proposal(entries) {
                 Ok(()) => Ok(None),
                 Err(_) => Err(ProposeError::Dropped),
@@ -128,6 +134,16 @@ impl<S: Storage> RaftNode<S> {
                 });
                 Err(ProposeError::Dropped)
             }
+        }
+    }
+
+    /// An internal error met half way through a proposal stops the replica, so that what is
+    /// appended already goes nowhere and the proposal certainly has no effect.
+    const fn stop_if_broken(&mut self, error: ProposeError) {
+        match error {
+            ProposeError::Storage(_) => self.poisoned = Some("storage failed"),
+            ProposeError::Poisoned(why) => self.poisoned = Some(why),
+            ProposeError::Dropped | ProposeError::UncommittedLimit => {}
         }
     }
 
@@ -166,7 +182,8 @@ impl<S: Storage> RaftNode<S> {
         match &result {
             Err(StepError::Poisoned(why)) => self.poisoned = Some(why),
             Err(StepError::Storage(_)) => self.poisoned = Some("storage failed"),
-            _ => {}
+            Err(StepError::Propose(error)) => self.stop_if_broken(*error),
+            Err(StepError::PeerNotFound | StepError::Malformed { .. }) | Ok(()) => {}
         }
         result
     }
@@ -348,7 +365,7 @@ impl<S: Storage> RaftNode<S> {
         self.guarded(|raft| {
             match raft.role {
                 Role::Leader(_) => raft.start_transfer(to)?,
-                Role::Follower if !raft.leader.is_none() => {
+                Role::Follower if !raft.leader.is_none() && raft.leader != to => {
                     // Asked for in the name of the one who is to lead.
                     let (leader, term) = (raft.leader, raft.term);
                     let payload = Payload::TransferLeader;

@@ -1,8 +1,9 @@
 //! A configuration as it is worked with.
 //!
 //! Invariants (checked by [`Configuration::check`]): every list is ascending without repetition; a
-//! learner is no voter of either half; `learners_next` is a part of `outgoing`; without an
-//! outgoing half there is no `learners_next` and no `auto_leave`.
+//! learner is no voter of either half; `learners_next` is a part of `outgoing` and none of it is in
+//! `incoming`; where there is an outgoing half there is an incoming one; without an outgoing half
+//! there is no `learners_next` and no `auto_leave`.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -137,6 +138,14 @@ impl Configuration {
             return Err(MembershipError::Malformed(
                 "a next learner is no outgoing voter",
             ));
+        }
+        if self.learners_next.iter().any(|&id| has(&self.incoming, id)) {
+            return Err(MembershipError::Malformed(
+                "a next learner is an incoming voter",
+            ));
+        }
+        if self.incoming.is_empty() && !self.outgoing.is_empty() {
+            return Err(MembershipError::Malformed("joint without incoming voters"));
         }
         if self.outgoing.is_empty() && self.auto_leave {
             return Err(MembershipError::Malformed(

@@ -310,10 +310,12 @@ impl<S: Storage> Raft<S> {
         let Some(progress) = leader.progress_mut(from) else {
             return Ok(());
         };
-        let probing = matches!(progress.feed, Feed::Probe { .. });
+        let was_probing = matches!(progress.feed, Feed::Probe { .. });
         // An answer that tells nothing new still ends the probing of a follower that was reported
         // unreachable and is caught up.
-        if !progress.maybe_update(index) && !(probing && progress.matched == index) {
+        let news = progress.maybe_update(index);
+        let ends_probe = was_probing && progress.matched == index;
+        if !news && !ends_probe {
             return Ok(());
         }
         match progress.feed {
@@ -424,6 +426,8 @@ fn refuse_change(
 fn proposal(error: Error) -> ProposeError {
     match error {
         Error::Storage(error) => ProposeError::Storage(error),
-        Error::Config(_) | Error::Membership(_) | Error::Invariant(_) => ProposeError::Dropped,
+        Error::Invariant(why) => ProposeError::Poisoned(why),
+        Error::Config(_) => ProposeError::Poisoned("configuration"),
+        Error::Membership(_) => ProposeError::Poisoned("membership"),
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{Raft, Role};
 use crate::entry::{Entry, EntryKind};
-use crate::error::{Error, StorageError};
+use crate::error::{Error, ProposeError, StorageError};
 use crate::event::Event;
 use crate::membership::{ConfChangeV2, ConfState, Configuration};
 use crate::progress::Progress;
@@ -82,11 +82,14 @@ impl<S: Storage> Raft<S> {
             kind: EntryKind::ConfChangeV2,
             ..Entry::default()
         };
-        // A transfer that runs drops it; the next entry that is applied tries again.
-        if self.propose_as_leader(alloc::vec![leave]).is_ok() {
-            self.events.push(Event::AutoLeaveInitiated {
+        match self.propose_as_leader(alloc::vec![leave]) {
+            Ok(()) => self.events.push(Event::AutoLeaveInitiated {
                 config: self.config.clone(),
-            });
+            }),
+            // A transfer that runs drops it; the next entry that is applied tries again.
+            Err(ProposeError::Dropped | ProposeError::UncommittedLimit) => {}
+            Err(ProposeError::Storage(error)) => return Err(error.into()),
+            Err(ProposeError::Poisoned(why)) => return Err(Error::Invariant(why)),
         }
         Ok(())
     }

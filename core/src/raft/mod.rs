@@ -231,7 +231,9 @@ impl<S: Storage> Raft<S> {
         if matches!(self.role, Role::Leader(_)) {
             return self.tick_leader();
         }
-        self.election_elapsed += 1;
+        // Who may not campaign waits without end; the clock stops where it can tell nothing more.
+        let end = self.election_timeout.max(2 * self.params.election_ticks);
+        self.election_elapsed = end.min(self.election_elapsed + 1);
         if self.is_promotable() && self.election_elapsed >= self.election_timeout {
             self.election_elapsed = 0;
             self.campaign_now()?;

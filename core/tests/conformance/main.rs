@@ -88,7 +88,7 @@ fn run_dir(dir: &Path, suite: Suite, rewrite: bool) -> (usize, usize) {
             .to_string();
         if rewrite {
             fs::write(&file, rewritten(&text, suite)).expect("a transcript is writable");
-        } else if let Err(difference) = run_file(&text, suite) {
+        } else if let Err(difference) = run_caught(&text, suite) {
             println!("FAIL {name}\n{difference}");
             failed += 1;
             continue;
@@ -110,6 +110,12 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
             files.push(path);
         }
     }
+}
+
+/// A panic fails its file, not the files after it.
+fn run_caught(text: &str, suite: Suite) -> Result<(), String> {
+    std::panic::catch_unwind(|| run_file(text, suite))
+        .unwrap_or_else(|_| Err("  the run panicked, see above".to_owned()))
 }
 
 fn run_file(text: &str, suite: Suite) -> Result<(), String> {

@@ -116,7 +116,7 @@ pub(crate) struct Written {
     pub(crate) vote: u64,
     pub(crate) entries: Vec<String>,
     pub(crate) snapshot: Option<String>,
-    pub(crate) responses: Vec<Written>,
+    pub(crate) responses: Vec<Self>,
 }
 
 impl Written {
