@@ -12,8 +12,10 @@
 
 mod cluster;
 mod command;
+mod connection;
 mod ports;
 mod store;
+mod view;
 
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -22,8 +24,10 @@ use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, Options};
 pub use command::{Finished, run};
+pub use connection::Connection;
 pub use ports::free_port;
 pub use store::Store;
+pub use view::GroupView;
 
 /// How long a condition may take to come true before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(90);

@@ -82,6 +82,21 @@ impl Store {
         file.unwrap_or_else(|error| panic!("cannot open {}: {error}", self.log.display()))
     }
 
+    /// The arguments it is started with.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// Starts the process with other arguments than before.
+    ///
+    /// # Panics
+    ///
+    /// It runs already, or cannot be started.
+    pub fn restart_with(&mut self, arguments: Vec<String>) {
+        self.arguments = arguments;
+        self.start();
+    }
+
     /// Whether the process runs (a paused one does).
     pub fn is_running(&mut self) -> bool {
         let child = self.child.as_mut();

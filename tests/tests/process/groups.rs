@@ -1,0 +1,46 @@
+//! Groups made and destroyed while the stores run.
+
+use polyraft_tests::process::{Cluster, Options, eventually};
+
+/// A group is created, and destroyed while one of its stores is down: when that store comes back it
+/// must not bring the group back, neither on itself nor on the others.
+#[test]
+fn a_destroyed_group_does_not_come_back() {
+    let mut cluster = Cluster::start(Options::default());
+    let before = cluster.groups().expect("groups");
+    let made = eventually("a new group", || {
+        cluster.json(&["group", "create", "--stores", "1,2,3"])
+    });
+    let group = made["group"].as_u64().expect("the new group's number");
+    assert!(!before.contains(&group), "{group} is new");
+    cluster.leader_of(group);
+
+    cluster.store(3).kill();
+    let id = group.to_string();
+    eventually("the group to be destroyed", || {
+        cluster.cli(&["group", "destroy", &id]).success()
+    });
+    cluster.store(3).start();
+    cluster.wait_for_leaders();
+
+    eventually("the group to be gone from every store", || {
+        for endpoint in cluster.endpoints() {
+            let list = cluster
+                .cli_at(std::slice::from_ref(&endpoint), &["group", "list", "-o", "json"])
+                .success()?
+                .json()?;
+            let groups = list["groups"].as_array().ok_or("no list")?;
+            if groups.iter().any(|listed| listed["group"] == group) {
+                return Err(format!("{endpoint} still lists group {group}"));
+            }
+        }
+        Ok(())
+    });
+    let created = eventually("another group", || {
+        cluster.json(&["group", "create", "--stores", "1,2,3"])
+    });
+    assert_ne!(
+        created["group"], group,
+        "the number of a destroyed group is not used again"
+    );
+}

@@ -1,0 +1,108 @@
+//! A store that is started with data, a number or a cluster that do not belong together refuses clearly.
+//!
+//! The wrong data directory behind the right address would be a member that forgot its votes: two
+//! leaders in one term.
+
+use std::process::Command;
+use std::time::Duration;
+
+use polyraft_tests::process::{Cluster, Finished, Options, binary, free_port, run};
+
+/// Runs `polyraft start` where it must refuse, in bounded time.
+#[track_caller]
+fn refused(arguments: &[String]) -> Finished {
+    let finished = run(
+        Command::new(binary()).args(arguments),
+        Duration::from_secs(60),
+    );
+    assert_ne!(finished.code(), 0, "{finished:?}");
+    assert!(!finished.stderr.contains("panicked"), "{finished:?}");
+    finished
+}
+
+#[track_caller]
+fn assert_says(finished: &Finished, words: &[&str]) {
+    let said = format!("{}{}", finished.stderr, finished.stdout).to_lowercase();
+    for word in words {
+        assert!(said.contains(word), "no {word:?} in: {finished:?}");
+    }
+}
+
+/// The arguments of a store, with one of its options given another value.
+fn with(arguments: &[String], option: &str, value: &str) -> Vec<String> {
+    let mut changed = arguments.to_vec();
+    let at = changed.iter().position(|argument| argument == option);
+    let at = at.unwrap_or_else(|| panic!("{option} is not among {arguments:?}"));
+    changed[at + 1] = value.to_owned();
+    changed
+}
+
+#[test]
+fn two_processes_on_one_directory_are_refused() {
+    let mut cluster = Cluster::start(Options::default());
+    let port = free_port();
+    let arguments = with(
+        cluster.store(1).arguments(),
+        "--listen",
+        &format!("127.0.0.1:{port}"),
+    );
+    let finished = refused(&arguments);
+    assert_says(&finished, &["store-1", "in use"]);
+    assert!(cluster.store(1).is_running(), "the first process goes on");
+    cluster
+        .cli(&["kv", "put", "key", "value"])
+        .success()
+        .expect("the cluster goes on");
+}
+
+#[test]
+fn another_stores_data_is_refused() {
+    let mut cluster = Cluster::start(Options::default());
+    cluster.store(1).kill();
+    cluster.store(2).kill();
+    let theirs = cluster.store(2).data().to_string_lossy().into_owned();
+    let arguments = with(cluster.store(1).arguments(), "--data-dir", &theirs);
+    assert_says(&refused(&arguments), &["store 2", "store 1"]);
+
+    // Refusing has harmed nothing.
+    cluster.store(1).start();
+    cluster.store(2).start();
+    cluster.wait_for_leaders();
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let mut cluster = Cluster::start(Options::default());
+    cluster.store(2).kill();
+    let taken = cluster.store(1).address().to_owned();
+    let arguments = with(cluster.store(2).arguments(), "--listen", &taken);
+    assert_says(&refused(&arguments), &[&taken, "in use"]);
+}
+
+/// A member of one cluster that is pointed at the stores of another must not take part there.
+#[test]
+fn stores_of_another_cluster_are_not_talked_to() {
+    let mut one = Cluster::start(Options::default());
+    let mut other = Cluster::start(Options::default());
+    let key = ["kv", "put", "key", "one"];
+    one.cli(&key).success().expect("the first cluster serves");
+    // The other's store 3 dies, and one of ours listens where it did.
+    other.store(3).kill();
+    one.store(3).kill();
+    let address = other.store(3).address().to_owned();
+    let arguments = with(one.store(3).arguments(), "--listen", &address);
+    one.store(3).restart_with(arguments);
+    for turn in 0..20 {
+        let value = format!("{turn}");
+        other
+            .cli(&["kv", "put", &value, &value])
+            .success()
+            .expect("two of three serve");
+    }
+    let list = other.cli_at(&[address], &["kv", "get", "0", "--stale", "-o", "json"]);
+    assert!(
+        !list.stdout.contains("\"value\":\"0\""),
+        "a store took the data of another cluster: {list:?}"
+    );
+    assert!(one.store(3).is_running(), "{}", one.store(3).log_tail(20));
+}

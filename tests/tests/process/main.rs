@@ -1,0 +1,13 @@
+//! Whole processes: real stores on real disks and sockets, broken on purpose.
+//!
+//! Each test starts the binary that `make build` made. What every one of them proves in the end is
+//! the same: all that was acknowledged is there, and no client saw anything that one copy of the
+//! data could not have shown. `polyraft_tests::process` has the harness, `polyraft_tests::workload`
+//! the clients.
+
+mod command_line;
+mod crashes;
+mod groups;
+mod identity;
+mod membership;
+mod outages;
