@@ -201,3 +201,101 @@ impl Drop for Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::eventually;
+
+    /// A shell script in the place of a store.
+    fn script(directory: &Path, script: &str) -> Store {
+        let arguments = vec!["-c".to_owned(), script.to_owned()];
+        let file = |name: &str| directory.join(name);
+        Store::new(
+            1,
+            String::new(),
+            PathBuf::from("sh"),
+            arguments,
+            file("data"),
+            file("log"),
+        )
+    }
+
+    fn wait_for_log(store: &Store, words: &str) {
+        eventually("the log", || match store.log() {
+            log if log.contains(words) => Ok(()),
+            log => Err(log),
+        });
+    }
+
+    #[test]
+    fn a_store_leaves_when_asked_and_comes_back_with_its_log() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let waits = "trap 'echo bye; exit 7' TERM; echo up >&2; while :; do sleep 0.05; done";
+        let mut store = script(directory.path(), waits);
+        for log in ["up\n", "up\nbye\nup\n"] {
+            store.start();
+            wait_for_log(&store, log);
+            assert!(store.is_running());
+            assert_eq!(store.terminate().code(), Some(7));
+            assert!(!store.is_running());
+        }
+        assert_eq!(store.log(), "up\nbye\nup\nbye\n");
+        assert_eq!(store.log_tail(2), "up\nbye");
+    }
+
+    #[test]
+    fn a_killed_store_says_nothing_more_and_a_paused_one_waits() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = script(directory.path(), "while :; do echo tick; sleep 0.01; done");
+        store.start();
+        wait_for_log(&store, "tick\ntick\n");
+        store.pause();
+        // The signal is taken at once; what was under way is in the file after one more look.
+        let id = store.child.as_ref().expect("runs").id();
+        eventually("the process to stop", || {
+            match fs::read_to_string(format!("/proc/{id}/stat")) {
+                Ok(stat) if stat.contains(") T ") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        let ticks = store.log().len();
+        assert!(store.is_running(), "a paused process is there");
+        store.resume();
+        eventually("ticks to go on", || {
+            if store.log().len() > ticks {
+                Ok(())
+            } else {
+                Err(store.log())
+            }
+        });
+        store.kill();
+        assert!(!store.is_running());
+    }
+
+    #[test]
+    #[should_panic(expected = "ended by itself before it was killed")]
+    fn a_store_that_died_by_itself_is_noticed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = script(directory.path(), "echo out of luck; exit 3");
+        store.start();
+        eventually("the end", || {
+            if store.is_running() {
+                Err("runs".to_owned())
+            } else {
+                Ok(())
+            }
+        });
+        store.kill();
+    }
+
+    #[test]
+    fn a_dropped_store_is_stopped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = script(directory.path(), "exec sleep 600");
+        store.start();
+        let id = store.child.as_ref().expect("runs").id();
+        drop(store);
+        assert!(!Path::new(&format!("/proc/{id}")).exists());
+    }
+}

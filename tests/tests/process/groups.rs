@@ -26,7 +26,10 @@ fn a_destroyed_group_does_not_come_back() {
     eventually("the group to be gone from every store", || {
         for endpoint in cluster.endpoints() {
             let list = cluster
-                .cli_at(std::slice::from_ref(&endpoint), &["group", "list", "-o", "json"])
+                .cli_at(
+                    std::slice::from_ref(&endpoint),
+                    &["group", "list", "-o", "json"],
+                )
                 .success()?
                 .json()?;
             let groups = list["groups"].as_array().ok_or("no list")?;
