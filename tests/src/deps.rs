@@ -128,6 +128,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
         &[TRANSPORT, SERVER, TESTS, BENCHES],
     ),
     (&["tonic-health", "tonic-reflection"], &[SERVER, TESTS]),
+    (&["tonic-prost-build", "protox", "prost-build"], &[TESTS]),
 ];
 
 /// All findings about `graph`.

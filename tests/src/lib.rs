@@ -16,6 +16,7 @@
 //! This package depends on no other package of the workspace: the server is reached over its sockets and
 //! its command line only, as its users reach it. So the repository checks build in seconds.
 
+pub mod codegen;
 pub mod deps;
 pub mod linearizability;
 pub mod process;
