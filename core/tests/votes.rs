@@ -117,6 +117,12 @@ fn nobody_campaigns_with_a_snapshot_not_yet_installed() {
     }
     node.step(message(2, 1, 1, Payload::TimeoutNow)).unwrap();
     assert_eq!(node.role(), RoleName::Follower);
+    let events = node.take_events();
+    let refused = events.iter().filter(|e| **e == Event::Unpromotable).count();
+    assert_eq!(
+        refused, 2,
+        "by wish and by transfer, for this reason: {events:?}"
+    );
 
     let ready = node.ready().unwrap();
     let append = ready.append.expect("the snapshot");
