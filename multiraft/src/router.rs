@@ -12,7 +12,7 @@ use crate::handle::ReplicaSummary;
 
 /// Group → worker, with the small summary that the worker publishes at the end of a pass.
 #[derive(Debug)]
-pub struct Router {
+pub(crate) struct Router {
     workers: usize,
     slots: DashMap<GroupId, Slot>,
 }
@@ -34,7 +34,7 @@ impl Router {
 
     /// The worker of a group; of one that is not here, the worker that would own it.
     #[must_use]
-    pub fn worker_of(&self, group: GroupId) -> usize {
+    pub(crate) fn worker_of(&self, group: GroupId) -> usize {
         let owner = self.slots.get(&group).map(|slot| slot.worker);
         owner.unwrap_or_else(|| self.home_of(group))
     }

@@ -51,7 +51,7 @@ impl Pools {
             self.apply(task);
         }
         for task in effects.fetches {
-            drop(self.fetches.send(task));
+            let _ = self.fetches.send(task);
         }
         for task in effects.snapshots {
             drop(self.snapshots.send(task));
@@ -234,7 +234,7 @@ pub(crate) fn run_snapshots(
     let slots = handle.inner.config.snapshot_sends_max;
     let (give_back, free) = bounded::<()>(slots);
     for _ in 0..slots {
-        drop(give_back.send(()));
+        let _ = give_back.send(());
     }
     while let Some(task) = next(tasks, &handle.inner.shared) {
         // So many at once; the others wait here, their followers in the snapshot state.
@@ -242,7 +242,9 @@ pub(crate) fn run_snapshots(
             return;
         }
         let slot = give_back.clone();
-        let finished = move || drop(slot.try_send(()));
+        let finished = move || {
+            let _ = slot.try_send(());
+        };
         snapshots::send(state_machine, transport, handle, task, finished);
     }
 }

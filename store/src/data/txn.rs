@@ -1,0 +1,167 @@
+//! What an application sees of its group while it applies a command: its keys, with everything that this
+//! turn has already changed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use polyraft_multiraft::{GroupDescriptor, GroupId};
+
+use crate::disk::{Batch, Cf, Change, Disk, DiskError, Pair};
+use crate::keys::{self, Local};
+
+/// A group's keys during one turn of applying. Changes become visible to others, and durable, together
+/// with the index of the last command.
+pub struct GroupTxn<'a> {
+    disk: &'a dyn Disk,
+    descriptor: &'a GroupDescriptor,
+    changes: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl<'a> GroupTxn<'a> {
+    pub(crate) fn new(disk: &'a dyn Disk, descriptor: &'a GroupDescriptor) -> Self {
+        Self {
+            disk,
+            descriptor,
+            changes: BTreeMap::new(),
+        }
+    }
+
+    /// The group's descriptor as of the beginning of the turn.
+    #[must_use]
+    pub const fn descriptor(&self) -> &GroupDescriptor {
+        self.descriptor
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// The engine's, or the key is outside of the group's range.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
+        self.read(&user_key(self.descriptor, key)?)
+    }
+
+    /// Sets a key.
+    ///
+    /// # Errors
+    /// The key is outside of the group's range.
+    pub fn put(&mut self, key: &[u8], value: Bytes) -> Result<(), DiskError> {
+        self.changes
+            .insert(user_key(self.descriptor, key)?, Some(value));
+        Ok(())
+    }
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    /// The key is outside of the group's range.
+    pub fn delete(&mut self, key: &[u8]) -> Result<(), DiskError> {
+        self.changes.insert(user_key(self.descriptor, key)?, None);
+        Ok(())
+    }
+
+    /// A value that the application keeps for the group beside its keys, such as a session.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn local_get(&self, name: &[u8]) -> Result<Option<Bytes>, DiskError> {
+        self.read(&keys::local(
+            self.descriptor.group,
+            Local::Application,
+            name,
+        ))
+    }
+
+    /// Sets such a value.
+    pub fn local_put(&mut self, name: &[u8], value: Bytes) {
+        let key = keys::local(self.descriptor.group, Local::Application, name);
+        self.changes.insert(key, Some(value));
+    }
+
+    /// Removes such a value.
+    pub fn local_delete(&mut self, name: &[u8]) {
+        let key = keys::local(self.descriptor.group, Local::Application, name);
+        self.changes.insert(key, None);
+    }
+
+    fn read(&self, key: &Bytes) -> Result<Option<Bytes>, DiskError> {
+        match self.changes.get(key) {
+            Some(changed) => Ok(changed.clone()),
+            None => self.disk.get(Cf::Data, key),
+        }
+    }
+
+    pub(crate) fn finish(self, batch: &mut Batch) {
+        for (key, value) in self.changes {
+            let change = match value {
+                Some(value) => Change::Put(key, value),
+                None => Change::Delete(key),
+            };
+            batch.push((Cf::Data, change));
+        }
+    }
+}
+
+impl std::fmt::Debug for GroupTxn<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupTxn")
+            .field("group", &self.descriptor.group)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a key of the group stands.
+pub(crate) fn user_key(descriptor: &GroupDescriptor, key: &[u8]) -> Result<Bytes, DiskError> {
+    match &descriptor.range {
+        None => Ok(keys::local(descriptor.group, Local::Private, key)),
+        Some(range) if range.contains(key) => Ok(keys::user(key)),
+        Some(_) => Err(DiskError::Fatal(format!(
+            "group {} touched a key outside of its range: a bug in the application",
+            descriptor.group
+        ))),
+    }
+}
+
+/// The bounds of all user keys of a group, and how much of a key is not the user's.
+pub(crate) fn user_bounds(descriptor: &GroupDescriptor) -> (Bytes, Bytes, usize) {
+    let group: GroupId = descriptor.group;
+    match &descriptor.range {
+        None => {
+            let start = keys::local(group, Local::Private, b"");
+            let prefix = start.len();
+            (start, keys::local_end(group, Local::Private), prefix)
+        }
+        Some(range) => {
+            let end = range
+                .end
+                .as_ref()
+                .map_or_else(keys::user_end, |end| keys::user(end));
+            (keys::user(&range.start), end, 1)
+        }
+    }
+}
+
+/// Pairs of `[start, end)` of a group's keys, in order, as the user knows them.
+pub(crate) fn scan_user(
+    descriptor: &GroupDescriptor,
+    start: &[u8],
+    end: Option<&[u8]>,
+    limit: usize,
+    scan: impl Fn(&[u8], &[u8], usize) -> Result<Vec<Pair>, DiskError>,
+) -> Result<Vec<Pair>, DiskError> {
+    let (low, high, prefix) = user_bounds(descriptor);
+    let placed = |key: &[u8]| {
+        let mut out = low[..prefix].to_vec();
+        out.extend_from_slice(key);
+        Bytes::from(out)
+    };
+    let from = placed(start).max(low.clone());
+    let to = end.map_or(high.clone(), |end| placed(end).min(high.clone()));
+    if from >= to {
+        return Ok(Vec::new());
+    }
+    let found = scan(&from, &to, limit)?;
+    Ok(found
+        .into_iter()
+        .map(|(key, value)| (key.slice(prefix..), value))
+        .collect())
+}

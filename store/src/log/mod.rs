@@ -1,0 +1,685 @@
+//! The Raft log of all groups as one record per synced batch.
+//!
+//! A write puts one value and deletes the records that nothing points into any more: one insert and a
+//! few tombstones for any number of entries of any number of groups. Where entries are is known in
+//! memory; after a restart it is learned again from the records, whose bytes are bounded: what keeps an
+//! old record alive is moved out of it ("settled") by [`LogEngine::maintain`].
+//!
+//! # Why recovery is right
+//! 1. A record is written atomically with the settled states that it makes void, and deleted atomically with
+//!    the write that made it dead, so a crash leaves a prefix of what this code did.
+//! 2. Replaying the records in order of their sequence numbers over the settled states gives the same index
+//!    as writing them did: the same [`LogIndex::apply`] does both. Sections up to a state's "as of" are
+//!    skipped: the state contains what they did.
+//! 3. A record that was acknowledged is never passed over: damage is an error that names it.
+
+mod index;
+mod record;
+mod state;
+
+use std::collections::{BTreeMap, HashSet};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use polyraft_core::{Durable, Entry, Index, Term};
+use polyraft_multiraft::GroupId;
+use polyraft_multiraft::env::{
+    Lifecycle, LogBatch, LogEngine, LogError, LogSection, LogStats, Recovered, RecoveredGroup,
+};
+
+use self::index::{GroupIndex, LogIndex, Place, RecordInfo, Run};
+use self::record::Section;
+use self::state::Settled;
+use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability};
+use crate::keys;
+
+/// Sizes of a log.
+#[derive(Clone, Copy, Debug)]
+pub struct LogOptions {
+    /// Bytes in hot records beyond which old ones are settled. Bounds the time of recovery.
+    pub hot_bytes_max: u64,
+    /// Groups settled in one step of maintenance.
+    pub settle_groups_max: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            hot_bytes_max: 256 << 20,
+            settle_groups_max: 64,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct RaftLog<D> {
+    disk: D,
+    options: LogOptions,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    index: LogIndex,
+    next: u64,
+    stats: LogStats,
+    failed: Option<String>,
+}
+
+impl<D: Disk> RaftLog<D> {
+    /// A log on `disk`; nothing is read before [`LogEngine::recover`].
+    pub fn new(disk: D, options: LogOptions) -> Self {
+        let inner = Inner {
+            next: 1,
+            ..Inner::default()
+        };
+        Self {
+            disk,
+            options,
+            inner: Mutex::new(inner),
+        }
+    }
+
+    fn read_run(
+        &self,
+        group: GroupId,
+        run: &Run,
+        low: Index,
+        high: Index,
+    ) -> Result<Option<Vec<Entry>>, LogError> {
+        let corrupt = |reason: String| LogError::Corrupt { group, reason };
+        match run.place {
+            Place::Hot { sequence, offset } => {
+                let found = self
+                    .disk
+                    .get(Cf::Log, &keys::record(sequence))
+                    .map_err(translate)?;
+                let Some(bytes) = found else { return Ok(None) };
+                let named = |why: &str| corrupt(format!("record {sequence}: {why}"));
+                let mut at = record::verify(&bytes).map_err(named)?;
+                if at.len() < offset as usize {
+                    return Err(named("cut short"));
+                }
+                let mut at = at.split_off(offset as usize);
+                let mut entries = Vec::new();
+                let mut index = run.first;
+                while index < high && index <= run.last {
+                    let entry = record::take_entry(&mut at, index).map_err(named)?;
+                    if entry.term != run.term {
+                        return Err(named("an entry of another term"));
+                    }
+                    if index >= low {
+                        entries.push(entry);
+                    }
+                    index = index.next();
+                }
+                Ok(Some(entries))
+            }
+            Place::Settled => {
+                let (start, end) = (keys::entry(group, low), keys::entry(group, high));
+                let count = usize::try_from(low.until(high)).unwrap_or(usize::MAX);
+                let found = self
+                    .disk
+                    .scan(Cf::Settled, &start, Some(&end), count)
+                    .map_err(translate)?;
+                let mut entries = Vec::with_capacity(found.len());
+                for (n, (key, value)) in found.into_iter().enumerate() {
+                    let index = low.plus(n as u64);
+                    if key != keys::entry(group, index) {
+                        return Ok(None);
+                    }
+                    let entry = settled_entry(value, index)
+                        .map_err(|why| corrupt(format!("settled entry {index}: {why}")))?;
+                    if entry.term != run.term {
+                        return Ok(None);
+                    }
+                    entries.push(entry);
+                }
+                Ok((entries.len() == count).then_some(entries))
+            }
+        }
+    }
+
+    /// Moves groups out of the oldest hot record, in one batch with what makes their hot sections void.
+    fn settle_oldest(&self, inner: &mut Inner) -> Result<bool, LogError> {
+        let Some((&oldest, info)) = inner.index.records.first_key_value() else {
+            return Ok(false);
+        };
+        let groups: Vec<GroupId> = info
+            .groups
+            .iter()
+            .copied()
+            .filter(|group| depends(&inner.index, *group, oldest))
+            .take(self.options.settle_groups_max)
+            .collect();
+        let as_of = inner.next - 1;
+        let (mut batch, mut settled) = (Batch::new(), Vec::new());
+        for group in groups {
+            let Some(index) = inner.index.groups.get(&group) else {
+                continue;
+            };
+            let mut runs: Vec<Run> = Vec::new();
+            batch.push((Cf::Settled, keys::all_entries(group)));
+            for run in &index.runs {
+                let low = run.first.max(index.truncated.index.next());
+                let entries = self
+                    .read_run(group, run, low, run.last.next())?
+                    .ok_or_else(|| missing(group, low, run.last.next()))?;
+                for entry in &entries {
+                    let value = settled_value(entry);
+                    batch.push((
+                        Cf::Settled,
+                        Change::Put(keys::entry(group, entry.index), value),
+                    ));
+                }
+                match runs.last_mut() {
+                    Some(last) if last.term == run.term => last.last = run.last,
+                    _ => runs.push(Run {
+                        first: low,
+                        place: Place::Settled,
+                        ..*run
+                    }),
+                }
+            }
+            let state = settled_state(index, &runs, as_of);
+            batch.push((Cf::State, Change::Put(keys::group(group), state.encode())));
+            settled.push((group, runs));
+        }
+        for sequence in &inner.index.dead {
+            batch.push((Cf::Log, Change::Delete(keys::record(*sequence))));
+        }
+        // Synced: the next write may delete the records that this one empties.
+        self.disk
+            .write(batch, Durability::Synced)
+            .map_err(translate)?;
+        inner.index.dead.clear();
+        for (group, runs) in settled {
+            inner.index.settle(group, runs);
+        }
+        Ok(true)
+    }
+}
+
+/// Whether something of `group` keeps a record alive.
+fn depends(index: &LogIndex, group: GroupId, sequence: u64) -> bool {
+    index.groups.get(&group).is_some_and(|group| {
+        group.newest == Some(sequence)
+            || group
+                .runs
+                .iter()
+                .any(|run| matches!(run.place, Place::Hot { sequence: s, .. } if s == sequence))
+    })
+}
+
+fn settled_state(index: &GroupIndex, runs: &[Run], as_of: u64) -> Settled {
+    Settled::Replica {
+        as_of,
+        replica: index.replica,
+        hard_state: index.hard_state,
+        truncated: index.truncated,
+        runs: runs
+            .iter()
+            .map(|run| (run.term, run.first, run.last))
+            .collect(),
+    }
+}
+
+fn settled_value(entry: &Entry) -> Bytes {
+    let mut out = BytesMut::new();
+    record::put_entry(&mut out, entry);
+    let checksum = crc32fast::hash(&out);
+    out.extend_from_slice(&checksum.to_be_bytes());
+    out.freeze()
+}
+
+fn settled_entry(value: Bytes, index: Index) -> Result<Entry, &'static str> {
+    let Some((body, checksum)) = value.split_last_chunk::<4>() else {
+        return Err("cut short");
+    };
+    if crc32fast::hash(body).to_be_bytes() != *checksum {
+        return Err("checksum does not match");
+    }
+    let mut at = value.slice(..value.len() - 4);
+    record::take_entry(&mut at, index)
+}
+
+fn missing(group: GroupId, low: Index, high: Index) -> LogError {
+    LogError::Corrupt {
+        group,
+        reason: format!("entries [{low}, {high}) are not where they were"),
+    }
+}
+
+fn translate(error: DiskError) -> LogError {
+    match error {
+        DiskError::Full => LogError::DiskFull,
+        DiskError::Fatal(text) | DiskError::Corrupt(text) => LogError::Fatal(text),
+    }
+}
+
+/// A batch in the form in which it is written.
+#[derive(Default)]
+struct Plan {
+    sections: Vec<Section>,
+    /// States written beside the record, by group; they void what hot records say of the group.
+    states: BTreeMap<GroupId, Settled>,
+    /// Replicas as they are after the batch.
+    after: BTreeMap<GroupId, GroupIndex>,
+    /// Groups whose hot sections up to this record are void.
+    detached: HashSet<GroupId>,
+}
+
+impl Plan {
+    fn add(
+        &mut self,
+        index: &LogIndex,
+        section: &LogSection,
+        sequence: u64,
+    ) -> Result<(), LogError> {
+        let group = section.group;
+        let refuse = |reason: &str| {
+            Err(LogError::Corrupt {
+                group,
+                reason: format!("refused to write: {reason}"),
+            })
+        };
+        match section.lifecycle {
+            Some(Lifecycle::Create { replica }) => {
+                self.begin(
+                    group,
+                    GroupIndex {
+                        replica,
+                        ..GroupIndex::default()
+                    },
+                    sequence,
+                );
+            }
+            Some(Lifecycle::Destroy { next_replica }) => {
+                self.void(group);
+                self.after.remove(&group);
+                self.states.insert(
+                    group,
+                    Settled::Tombstone {
+                        as_of: sequence,
+                        next_replica,
+                    },
+                );
+                return Ok(());
+            }
+            None => {}
+        }
+        let known = match self.after.get(&group) {
+            Some(known) => Some(known.clone()),
+            None if self.states.contains_key(&group) => None,
+            None => index.groups.get(&group).map(|known| GroupIndex {
+                replica: known.replica,
+                hard_state: known.hard_state,
+                truncated: known.truncated,
+                // Only the end matters here.
+                runs: known.runs.last().copied().into_iter().collect(),
+                newest: None,
+            }),
+        };
+        let Some(mut next) = known else {
+            return refuse("no such replica");
+        };
+        if let Some(reset) = section.reset {
+            next.truncated = reset;
+            next.runs.clear();
+            self.begin(group, next.clone(), sequence);
+        }
+        if let Some(hard_state) = section.hard_state {
+            next.hard_state = hard_state;
+        }
+        if let (Some(first), Some(last)) = (section.entries.first(), section.entries.last()) {
+            if first.index <= next.truncated.index || first.index > next.last().index.next() {
+                return refuse("entries do not connect");
+            }
+            let (first, term) = (first.index, last.term);
+            let place = Place::Settled;
+            next.runs = vec![Run {
+                first,
+                last: last.index,
+                term,
+                place,
+            }];
+        }
+        if let Some(truncate) = section.truncate
+            && truncate.index > next.truncated.index
+        {
+            if truncate.index > next.last().index {
+                return refuse("truncation beyond the last entry");
+            }
+            next.truncated = truncate;
+        }
+        self.sections.push(Section {
+            group,
+            hard_state: next.hard_state,
+            truncated: next.truncated,
+            entries: section.entries.clone(),
+            offset: 0,
+        });
+        self.after.insert(group, next);
+        Ok(())
+    }
+
+    /// A replica begins anew: its state is written at once, and what came before is void.
+    fn begin(&mut self, group: GroupId, index: GroupIndex, sequence: u64) {
+        self.void(group);
+        self.states
+            .insert(group, settled_state(&index, &[], sequence - 1));
+        self.after.insert(group, index);
+    }
+
+    fn void(&mut self, group: GroupId) {
+        self.detached.insert(group);
+        self.sections.retain(|section| section.group != group);
+    }
+}
+
+impl<D: Disk> LogEngine for RaftLog<D> {
+    fn recover(&self) -> Result<Recovered, LogError> {
+        let mut inner = self.inner.lock();
+        let mut as_of: BTreeMap<GroupId, u64> = BTreeMap::new();
+        let mut index = LogIndex::default();
+        let mut next = 1;
+        for (key, value) in self.scan_all(Cf::State)? {
+            let group = keys::parse_group(&key).ok_or_else(|| {
+                LogError::Fatal("a key in the column family state is malformed".to_owned())
+            })?;
+            let state = Settled::decode(&value).map_err(|why| LogError::Corrupt {
+                group,
+                reason: format!("settled state: {why}"),
+            })?;
+            next = next.max(state.as_of() + 1);
+            as_of.insert(group, state.as_of());
+            load(&mut index, group, state);
+        }
+        let mut start = keys::record(0);
+        loop {
+            let page = self
+                .disk
+                .scan(Cf::Log, &start, None, RECORDS_PER_PAGE)
+                .map_err(translate)?;
+            let Some((last, _)) = page.last() else { break };
+            start = keys::after(last);
+            for (key, value) in page {
+                let sequence = keys::parse_record(&key).ok_or_else(|| {
+                    LogError::Fatal("a key in the column family log is malformed".to_owned())
+                })?;
+                next = next.max(sequence + 1);
+                replay(&mut index, sequence, &value, &as_of)?;
+            }
+        }
+        let mut recovered = Recovered {
+            groups: index
+                .groups
+                .iter()
+                .map(|(group, found)| found_replica(*group, found))
+                .collect(),
+            tombstones: index
+                .tombstones
+                .iter()
+                .map(|(group, next)| (*group, *next))
+                .collect(),
+        };
+        recovered.groups.sort_by_key(|replica| replica.group);
+        *inner = Inner {
+            index,
+            next,
+            ..Inner::default()
+        };
+        Ok(recovered)
+    }
+
+    fn write(&self, batch: &LogBatch) -> Result<Durable, LogError> {
+        let mut inner = self.inner.lock();
+        if let Some(why) = &inner.failed {
+            return Err(LogError::Fatal(why.clone()));
+        }
+        let sequence = inner.next;
+        let mut plan = Plan::default();
+        for section in &batch.sections {
+            plan.add(&inner.index, section, sequence)?;
+        }
+        let mut changes = Batch::new();
+        let record = record::encode(&mut plan.sections);
+        let hot = !plan.sections.is_empty();
+        if hot {
+            changes.push((Cf::Log, Change::Put(keys::record(sequence), record.clone())));
+        }
+        for (group, state) in &plan.states {
+            changes.push((Cf::State, Change::Put(keys::group(*group), state.encode())));
+            changes.push((Cf::Settled, keys::all_entries(*group)));
+        }
+        for dead in &inner.index.dead {
+            changes.push((Cf::Log, Change::Delete(keys::record(*dead))));
+        }
+        let durability = if batch.sync {
+            Durability::Synced
+        } else {
+            Durability::Buffered
+        };
+        if let Err(error) = self.disk.write(changes, durability) {
+            let error = translate(error);
+            if !matches!(error, LogError::DiskFull) {
+                inner.failed = Some(error.to_string());
+            }
+            return Err(error);
+        }
+        inner.next += 1;
+        inner.index.dead.clear();
+        inner.take(plan, sequence, record.len() as u64, hot)?;
+        inner.stats.syncs += u64::from(batch.sync);
+        inner.stats.bytes += record.len() as u64;
+        inner.stats.entries += batch
+            .sections
+            .iter()
+            .map(|s| s.entries.len() as u64)
+            .sum::<u64>();
+        Ok(Durable::attest())
+    }
+
+    fn read(
+        &self,
+        group: GroupId,
+        low: Index,
+        high: Index,
+        max_bytes: u64,
+    ) -> Result<Vec<Entry>, LogError> {
+        let unavailable = || LogError::Unavailable { group, low, high };
+        // Entries may be moved while they are read: look again where they are, a few times.
+        for _ in 0..READ_ATTEMPTS {
+            let runs: Vec<Run> = {
+                let inner = self.inner.lock();
+                let index = inner.index.groups.get(&group).ok_or_else(unavailable)?;
+                if low <= index.truncated.index || high > index.last().index.next() {
+                    return Err(unavailable());
+                }
+                let from = index.runs.partition_point(|run| run.last < low);
+                let to = index.runs.partition_point(|run| run.first < high);
+                index.runs[from..to].to_vec()
+            };
+            if let Some(entries) = self.read_runs(group, &runs, low, high, max_bytes)? {
+                return Ok(entries);
+            }
+        }
+        Err(missing(group, low, high))
+    }
+
+    fn maintain(&self) -> Result<bool, LogError> {
+        let mut inner = self.inner.lock();
+        if inner.index.hot_bytes <= self.options.hot_bytes_max {
+            return Ok(false);
+        }
+        self.settle_oldest(&mut inner)
+    }
+
+    fn stats(&self) -> LogStats {
+        let inner = self.inner.lock();
+        LogStats {
+            hot_bytes: inner.index.hot_bytes,
+            hot_records: inner.index.records.len() as u64,
+            index_bytes: inner.index.bytes(),
+            ..inner.stats
+        }
+    }
+}
+
+const RECORDS_PER_PAGE: usize = 256;
+const READ_ATTEMPTS: usize = 8;
+
+impl<D: Disk> RaftLog<D> {
+    fn scan_all(&self, cf: Cf) -> Result<Vec<(Bytes, Bytes)>, LogError> {
+        self.disk.scan(cf, &[], None, usize::MAX).map_err(translate)
+    }
+
+    fn read_runs(
+        &self,
+        group: GroupId,
+        runs: &[Run],
+        low: Index,
+        high: Index,
+        max_bytes: u64,
+    ) -> Result<Option<Vec<Entry>>, LogError> {
+        let (mut entries, mut bytes): (Vec<Entry>, u64) = (Vec::new(), 0);
+        for run in runs {
+            let from = low.max(run.first);
+            let Some(part) = self.read_run(group, run, from, high.min(run.last.next()))? else {
+                return Ok(None);
+            };
+            for entry in part {
+                bytes = bytes.saturating_add(entry.size());
+                if bytes > max_bytes && !entries.is_empty() {
+                    return Ok(Some(entries));
+                }
+                if entry.index != low.plus(entries.len() as u64) {
+                    return Err(missing(group, low, high));
+                }
+                entries.push(entry);
+            }
+        }
+        Ok(Some(entries))
+    }
+}
+
+impl Inner {
+    /// What was written becomes the index's state; by the same function as recovery.
+    fn take(&mut self, plan: Plan, sequence: u64, bytes: u64, hot: bool) -> Result<(), LogError> {
+        let broken = |why: &str| LogError::Fatal(format!("log index: {why}"));
+        for group in plan.detached {
+            self.index.detach(group);
+            self.index.groups.remove(&group);
+        }
+        for (group, state) in plan.states {
+            load(&mut self.index, group, state);
+        }
+        if !hot {
+            return Ok(());
+        }
+        // Held while its sections are taken, so that it cannot die in between.
+        let groups = plan.sections.iter().map(|section| section.group).collect();
+        self.index.records.insert(
+            sequence,
+            RecordInfo {
+                bytes,
+                holds: 1,
+                groups,
+            },
+        );
+        self.index.hot_bytes += bytes;
+        for section in &plan.sections {
+            self.index.apply(sequence, section).map_err(broken)?;
+        }
+        self.index.release(sequence);
+        Ok(())
+    }
+}
+
+fn load(index: &mut LogIndex, group: GroupId, state: Settled) {
+    match state {
+        Settled::Replica {
+            replica,
+            hard_state,
+            truncated,
+            runs,
+            ..
+        } => {
+            let run = |(term, first, last): (Term, Index, Index)| Run {
+                first,
+                last,
+                term,
+                place: Place::Settled,
+            };
+            let runs: Vec<Run> = runs.into_iter().map(run).collect();
+            index.runs += runs.len() as u64;
+            let found = GroupIndex {
+                replica,
+                hard_state,
+                truncated,
+                runs,
+                newest: None,
+            };
+            index.groups.insert(group, found);
+        }
+        Settled::Tombstone { next_replica, .. } => {
+            index.groups.remove(&group);
+            index.tombstones.insert(group, next_replica);
+        }
+    }
+}
+
+fn replay(
+    index: &mut LogIndex,
+    sequence: u64,
+    value: &Bytes,
+    as_of: &BTreeMap<GroupId, u64>,
+) -> Result<(), LogError> {
+    let damaged = |why: &str| {
+        LogError::Fatal(format!(
+            "log record {sequence} cannot be trusted ({why}): this store must be rebuilt from the others"
+        ))
+    };
+    let sections = record::decode(value).map_err(damaged)?;
+    let live: Vec<Section> = sections
+        .into_iter()
+        .filter(|section| {
+            as_of
+                .get(&section.group)
+                .is_none_or(|as_of| sequence > *as_of)
+        })
+        .collect();
+    let groups = live.iter().map(|section| section.group).collect();
+    let bytes = value.len() as u64;
+    index.records.insert(
+        sequence,
+        RecordInfo {
+            bytes,
+            holds: 1,
+            groups,
+        },
+    );
+    index.hot_bytes += bytes;
+    for section in &live {
+        index.apply(sequence, section).map_err(damaged)?;
+    }
+    index.release(sequence);
+    Ok(())
+}
+
+fn found_replica(group: GroupId, found: &GroupIndex) -> RecoveredGroup {
+    let mut terms = found.terms();
+    // A first run may reach back behind the truncation mark.
+    if let Some((_, first)) = terms.first_mut() {
+        *first = (*first).max(found.truncated.index.next());
+    }
+    RecoveredGroup {
+        group,
+        replica: found.replica,
+        hard_state: found.hard_state,
+        truncated: found.truncated,
+        last: found.last(),
+        terms,
+    }
+}
