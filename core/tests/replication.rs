@@ -192,6 +192,12 @@ fn late_answers_do_not_move_a_follower_back() {
         (probing.state, probing.next),
         (ProgressState::Probe, Index(5))
     );
+    peer.say(message(2, 1, 1, rejected(4, (0, 0))));
+    assert_eq!(
+        progress(&peer, 2).next,
+        Index(5),
+        "a refusal of what it had accepted"
+    );
     // The same refusal again is an answer to an older probe.
     peer.say(message(2, 1, 1, rejected(5, (0, 0))));
     assert_eq!(progress(&peer, 2).next, Index(5));
@@ -263,6 +269,38 @@ fn who_needs_what_is_truncated_gets_a_snapshot_if_it_is_alive() {
         "from there on by the log"
     );
     assert_eq!(progress(&peer, 3).state, ProgressState::Replicate);
+}
+
+#[test]
+fn no_snapshot_goes_to_the_dead() {
+    let mut config = config(1);
+    config.check_quorum = true;
+    let mut peer = Peer::new(config, bootstrapped(conf_state(&[1, 2, 3], &[])));
+    peer.lead(&[2]);
+    let term = peer.term();
+    peer.say(message(3, 1, term, accepted(11)));
+    // 3 falls silent, and does not get what follows.
+    for round in 0..2 * ELECTION {
+        peer.tick(1);
+        let beat = Payload::HeartbeatResponse { read: 0 };
+        peer.say(message(2, 1, term, beat));
+        if round == 0 {
+            peer.propose(b"x").unwrap();
+            peer.settle();
+            peer.say(message(2, 1, term, accepted(12)));
+        }
+    }
+    assert!(!progress(&peer, 3).recently_active);
+    peer.propose(b"y").unwrap();
+    peer.settle();
+    peer.say(message(2, 1, term, accepted(13)));
+    peer.truncate();
+    peer.node.report_unreachable(ReplicaId(3));
+    peer.propose(b"z").unwrap();
+    let sent = peer.settle();
+    assert_eq!(kinds(&sent, 3), [], "it needs a snapshot, and is not there");
+    let alive = message(3, 1, term, Payload::HeartbeatResponse { read: 0 });
+    assert_eq!(kinds(&peer.say(alive), 3), [MessageKind::Snapshot]);
 }
 
 /// The term of a truncated index is unknown, not 0: nothing can be made to match there.

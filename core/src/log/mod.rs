@@ -408,3 +408,36 @@ pub(crate) fn cut(entries: &[Entry], max_bytes: u64) -> &[Entry] {
     }
     entries
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory_storage::MemoryStorage;
+
+    /// A term that is not known is an error and never 0, which would match whatever claims it.
+    #[test]
+    fn unknown_terms_are_errors() {
+        let mut storage = MemoryStorage::new();
+        let entries: Vec<Entry> = (1..=5)
+            .map(|index| Entry {
+                term: Term(index),
+                index: Index(index),
+                ..Entry::default()
+            })
+            .collect();
+        storage.append(&entries).unwrap();
+        storage.truncate_to(Index(3)).unwrap();
+        let log = Log::new(storage, u64::MAX);
+        let terms = [
+            (2, Err(StorageError::Compacted)),
+            (3, Ok(Term(3))),
+            (5, Ok(Term(5))),
+            (6, Err(StorageError::Unavailable)),
+        ];
+        for (index, term) in terms {
+            assert_eq!(log.term(Index(index)), term);
+            assert!(!log.matches(EntryId::new(0, index)));
+        }
+        assert!(!log.matches(EntryId::new(0, 0)));
+    }
+}
