@@ -1,1 +1,261 @@
-//! Placeholder.
+//! Messages of thousands of groups over few streams: one per other store and lane, and one per snapshot.
+//!
+//! # Contract
+//! * May lose, duplicate (never does) and reorder between lanes; never invents or alters. Within a lane of one
+//!   connection the order is kept.
+//! * [`Transport::send`](polyraft_multiraft::env::Transport::send) never blocks: what does not fit is
+//!   dropped, oldest first, and counted.
+//! * A frame carries everything that waits, up to a size: batches grow with the load and nothing waits for
+//!   company. Heartbeats of all groups to one store are columns of one frame.
+//! * A store that answers no ping for a while is reported down, also behind a half-open connection, and up
+//!   again when it is welcomed anew.
+//! * Stores of another cluster, with another id, or of no common protocol version are refused with the
+//!   reason, at the beginning. What is malformed is refused and counted, and never a panic.
+
+mod codec;
+mod config;
+mod link;
+pub mod proto;
+mod queue;
+mod service;
+mod snapshot;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::RwLock;
+use polyraft_core::SnapshotOutcome;
+use polyraft_multiraft::env::{
+    GroupMessage, Inbound, Lane, SnapshotHeader, SnapshotSource, Transport,
+};
+use polyraft_multiraft::{Responder, StoreId};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+pub use config::{PROTOCOL_MAX, PROTOCOL_MIN, TransportConfig};
+use link::{LaneKind, Peer};
+use proto::transport_server::TransportServer;
+use service::Hub;
+pub use service::Service;
+
+/// See the crate's documentation.
+#[derive(Debug)]
+pub struct GrpcTransport {
+    hub: Arc<Hub>,
+    runtime: Handle,
+    peers: RwLock<HashMap<StoreId, Arc<Peer>>>,
+}
+
+/// How the way to another store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Which store.
+    pub store: StoreId,
+    /// Where it is looked for.
+    pub address: String,
+    /// Welcomed there, and it answers pings.
+    pub connected: bool,
+    /// Bytes of messages that wait.
+    pub queued_bytes: u64,
+    /// Messages dropped.
+    pub dropped: u64,
+    /// Connections that ended or did not come about.
+    pub reconnects: u64,
+}
+
+/// What a transport did since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransportStats {
+    /// Frames with messages sent.
+    pub frames_out: u64,
+    /// Messages in them.
+    pub messages_out: u64,
+    /// Frames with messages received.
+    pub frames_in: u64,
+    /// Messages in them.
+    pub messages_in: u64,
+    /// Messages dropped before they were sent.
+    pub dropped: u64,
+    /// Connections and frames refused.
+    pub refused: u64,
+}
+
+impl GrpcTransport {
+    /// A transport whose tasks run on `runtime`. Nothing is delivered before
+    /// [`start`](Self::start).
+    #[must_use]
+    pub fn new(config: TransportConfig, runtime: Handle) -> Arc<Self> {
+        let hub = Arc::new(Hub::new(config));
+        Arc::new(Self {
+            hub,
+            runtime,
+            peers: RwLock::default(),
+        })
+    }
+
+    /// The service that other stores call, to be added to a server; see [`serve`](Self::serve).
+    #[must_use]
+    pub fn service(&self) -> TransportServer<Service> {
+        TransportServer::new(Service {
+            hub: Arc::clone(&self.hub),
+        })
+        .max_decoding_message_size(config::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(config::MESSAGE_BYTES_MAX)
+    }
+
+    /// Serves nothing but this transport on a listener, for hosts without a server of their own.
+    ///
+    /// # Errors
+    /// The listener has no address.
+    pub fn serve(&self, listener: TcpListener) -> std::io::Result<SocketAddr> {
+        let address = listener.local_addr()?;
+        let (service, hub) = (self.service(), Arc::clone(&self.hub));
+        self.runtime.spawn(async move {
+            let stop = async move { hub.stopping().await };
+            let served = Server::builder()
+                .tcp_nodelay(true)
+                .initial_stream_window_size(8 << 20)
+                .initial_connection_window_size(16 << 20)
+                .add_service(service)
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "the transport's server ended");
+            }
+        });
+        Ok(address)
+    }
+
+    /// From now on what comes in is delivered.
+    pub fn start(&self, inbound: Arc<dyn Inbound>) {
+        self.hub.set_inbound(inbound);
+    }
+
+    /// `on_address` is called with store and address whenever a store says where it is.
+    pub fn on_address(&self, on_address: impl Fn(StoreId, &str) + Send + Sync + 'static) {
+        self.hub.set_on_address(Arc::new(on_address));
+    }
+
+    /// Where a store is. A new store is connected to at once; one that moved, again.
+    pub fn set_address(&self, store: StoreId, address: String) {
+        if store == self.hub.config.store || self.hub.is_stopping() {
+            return;
+        }
+        let mut peers = self.peers.write();
+        if let Some(peer) = peers.get(&store) {
+            let mut present = peer.address.lock();
+            if *present != address {
+                *present = address;
+                peer.moved.notify_waiters();
+            }
+            return;
+        }
+        let peer = Arc::new(Peer::new(store, address, &self.hub.config));
+        peers.insert(store, Arc::clone(&peer));
+        for lane in [LaneKind::Control, LaneKind::Append] {
+            self.runtime
+                .spawn(link::run(Arc::clone(&self.hub), Arc::clone(&peer), lane));
+        }
+    }
+
+    /// Where a store is, if that is known.
+    #[must_use]
+    pub fn address(&self, store: StoreId) -> Option<String> {
+        self.peers
+            .read()
+            .get(&store)
+            .map(|peer| peer.address.lock().clone())
+    }
+
+    /// All other stores, ascending.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let mut all: Vec<PeerStatus> = self
+            .peers
+            .read()
+            .values()
+            .map(|peer| status(peer))
+            .collect();
+        all.sort_by_key(|peer| peer.store);
+        all
+    }
+
+    /// What was done since the start.
+    #[must_use]
+    pub fn stats(&self) -> TransportStats {
+        let peers = self.peers.read();
+        let sum = |count: fn(&Peer) -> u64| peers.values().map(|peer| count(peer)).sum();
+        let load = Ordering::Relaxed;
+        TransportStats {
+            frames_out: sum(|p| {
+                p.control.frames.load(Ordering::Relaxed) + p.append.frames.load(Ordering::Relaxed)
+            }),
+            messages_out: sum(|p| {
+                let (control, append) = (&p.control.messages, &p.append.messages);
+                control.load(Ordering::Relaxed) + append.load(Ordering::Relaxed)
+            }),
+            frames_in: self.hub.frames_in.load(load),
+            messages_in: self.hub.messages_in.load(load),
+            dropped: sum(dropped),
+            refused: self.hub.refused.load(load),
+        }
+    }
+
+    /// Ends every task. Messages that wait are lost, as they may be at any time.
+    pub fn shutdown(&self) {
+        self.hub.stop();
+    }
+}
+
+impl Drop for GrpcTransport {
+    fn drop(&mut self) {
+        self.hub.stop();
+    }
+}
+
+fn dropped(peer: &Peer) -> u64 {
+    peer.control.dropped.load(Ordering::Relaxed) + peer.append.dropped.load(Ordering::Relaxed)
+}
+
+fn status(peer: &Peer) -> PeerStatus {
+    PeerStatus {
+        store: peer.store,
+        address: peer.address.lock().clone(),
+        connected: peer.connected.load(Ordering::SeqCst),
+        queued_bytes: (peer.control.bytes() + peer.append.bytes()) as u64,
+        dropped: dropped(peer),
+        reconnects: peer.reconnects.load(Ordering::Relaxed),
+    }
+}
+
+impl Transport for GrpcTransport {
+    fn send(&self, to: StoreId, lane: Lane, messages: Vec<GroupMessage>) {
+        let peers = self.peers.read();
+        let Some(peer) = peers.get(&to) else { return };
+        match lane {
+            Lane::Control => peer.control.push(messages),
+            Lane::Append => peer.append.push(messages),
+        }
+    }
+
+    fn send_snapshot(
+        &self,
+        to: StoreId,
+        header: SnapshotHeader,
+        source: Box<dyn SnapshotSource>,
+        done: Responder<SnapshotOutcome>,
+    ) {
+        match self.address(to) {
+            Some(address) => {
+                let hub = Arc::clone(&self.hub);
+                self.runtime
+                    .spawn(snapshot::send(hub, to, address, header, source, done));
+            }
+            None => done.answer(SnapshotOutcome::Failed),
+        }
+    }
+}
