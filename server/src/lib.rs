@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The ready server: thousands of Raft groups behind a key-value and an admin interface over gRPC.
+//!
+//! The one place where core, host, store and transport meet. It decides nothing about consensus: it turns requests
+//! into calls of a [`HostHandle`](polyraft_multiraft::HostHandle), forwards them to the store that leads, and
+//! turns refusals into gRPC statuses by one table ([`failure`]).
+//!
+//! # Contract
+//! * Any store answers any request; it forwards what another store leads, until the client's deadline.
+//! * A request is tried again only if it certainly had no effect. Every failure says whether it had one.
+//! * A linearizable read sees every write acknowledged before it; a write is acknowledged after a majority has
+//!   synced it and the leader has applied it.
+//! * SIGTERM moves leaderships away, flushes, and ends the process with 0.
+//!
+//! # Where things are
+//! | module | what |
+//! |---|---|
+//! | [`kv`], `admin` | the two interfaces, and what is replicated |
+//! | `routing`, `directory`, `peers` | from a key to the store that leads its group |
+//! | `node` | start, join, drain, stop |
+//! | [`cli`] | what the user typed; [`client`] for programs |
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod client;
+pub mod failure;
+pub mod kv;
+pub mod peers;
+pub mod proto;
+
+mod admin;
+mod directory;
+mod node;
+mod routing;
+mod server;

@@ -1,2 +1,7 @@
-//! polyraft
-fn main() {}
+//! The binary `polyraft`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    polyraft_server::cli::run()
+}

@@ -229,6 +229,27 @@ pub struct TransferLeaderResponse {
     #[prost(uint64, tag = "1")]
     pub leader_store: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HelloRequest {
+    #[prost(uint64, tag = "1")]
+    pub store: u64,
+    /// 0: has not joined a cluster yet.
+    #[prost(uint64, tag = "2")]
+    pub cluster: u64,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HelloResponse {
+    #[prost(uint64, tag = "1")]
+    pub store: u64,
+    /// 0: has not joined a cluster yet.
+    #[prost(uint64, tag = "2")]
+    pub cluster: u64,
+    /// Addresses of all stores that are known, the receiver among them.
+    #[prost(map = "uint64, string", tag = "3")]
+    pub addresses: ::std::collections::HashMap<u64, ::prost::alloc::string::String>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReserveGroupRequest {
     #[prost(uint64, tag = "1")]
@@ -252,6 +273,9 @@ pub struct CreateReplicaRequest {
     pub end: ::core::option::Option<::prost::bytes::Bytes>,
     #[prost(message, repeated, tag = "4")]
     pub members: ::prost::alloc::vec::Vec<Member>,
+    /// Campaign at once: the others are there already.
+    #[prost(bool, tag = "5")]
+    pub campaign: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateReplicaResponse {}
@@ -1246,6 +1270,28 @@ pub mod internal_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Introduces a store: who it is and where it listens. The answer says what the receiver knows.
+        pub async fn hello(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HelloRequest>,
+        ) -> std::result::Result<tonic::Response<super::HelloResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Internal/Hello",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "Hello"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Proposes an id for a new group; granted if the store knows of no group with this id or a higher one.
         pub async fn reserve_group(
             &mut self,
@@ -1336,6 +1382,11 @@ pub mod internal_server {
     /// Generated trait containing gRPC methods that should be implemented for use with InternalServer.
     #[async_trait]
     pub trait Internal: std::marker::Send + std::marker::Sync + 'static {
+        /// Introduces a store: who it is and where it listens. The answer says what the receiver knows.
+        async fn hello(
+            &self,
+            request: tonic::Request<super::HelloRequest>,
+        ) -> std::result::Result<tonic::Response<super::HelloResponse>, tonic::Status>;
         /// Proposes an id for a new group; granted if the store knows of no group with this id or a higher one.
         async fn reserve_group(
             &self,
@@ -1438,6 +1489,49 @@ pub mod internal_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/polyraft.admin.v1.Internal/Hello" => {
+                    #[allow(non_camel_case_types)]
+                    struct HelloSvc<T: Internal>(pub Arc<T>);
+                    impl<T: Internal> tonic::server::UnaryService<super::HelloRequest>
+                    for HelloSvc<T> {
+                        type Response = super::HelloResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HelloRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Internal>::hello(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HelloSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/polyraft.admin.v1.Internal/ReserveGroup" => {
                     #[allow(non_camel_case_types)]
                     struct ReserveGroupSvc<T: Internal>(pub Arc<T>);

@@ -1,0 +1,390 @@
+//! The gRPC service `polyraft.admin.v1.Admin`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use polyraft_core::{ConfChangeKind, RoleName, Transition};
+use polyraft_multiraft::{GroupId, MemberChange, StoreId};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use super::view;
+use crate::failure::{Failure, Reason};
+use crate::proto::admin::admin_client::AdminClient;
+use crate::proto::admin::admin_server::Admin;
+use crate::proto::admin::{
+    ChangeKind, ChangeMembersRequest, ChangeMembersResponse, CreateGroupRequest,
+    CreateGroupResponse, DescribeGroupRequest, DescribeGroupResponse, DestroyGroupRequest,
+    DestroyGroupResponse, Group, InitRequest, InitResponse, ListGroupsRequest, ListGroupsResponse,
+    StatusRequest, StatusResponse, StoreStatus, TransferLeaderRequest, TransferLeaderResponse,
+};
+use crate::routing::Call;
+use crate::server::{Server, futures_join};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct AdminService(pub(crate) Arc<Server>);
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn init(&self, request: Request<InitRequest>) -> Result<Response<InitResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        Ok(Response::new(
+            self.0.create_ranges(request.into_inner(), call).await?,
+        ))
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let mut stores = vec![self.0.status_here()];
+        if request.into_inner().all {
+            let others = self.0.peers.others();
+            stores.extend(
+                futures_join(others.into_iter().map(|store| self.0.status_of(store))).await,
+            );
+        }
+        stores.sort_by_key(|status| status.store);
+        Ok(Response::new(StatusResponse { stores }))
+    }
+
+    async fn list_groups(
+        &self,
+        request: Request<ListGroupsRequest>,
+    ) -> Result<Response<ListGroupsResponse>, Status> {
+        let here = self.0.list_here();
+        let list = if request.into_inner().local {
+            ListGroupsResponse {
+                groups: here,
+                unreachable: Vec::new(),
+            }
+        } else {
+            self.0.list_everywhere(here).await
+        };
+        Ok(Response::new(list))
+    }
+
+    async fn describe_group(
+        &self,
+        request: Request<DescribeGroupRequest>,
+    ) -> Result<Response<DescribeGroupResponse>, Status> {
+        let call = Call::new(request.metadata(), true);
+        let request = request.into_inner();
+        Ok(Response::new(self.0.describe(request, call).await?))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<CreateGroupRequest>,
+    ) -> Result<Response<CreateGroupResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let group = self
+            .0
+            .create_group(&request.into_inner().stores, call)
+            .await?;
+        Ok(Response::new(CreateGroupResponse { group: Some(group) }))
+    }
+
+    async fn destroy_group(
+        &self,
+        request: Request<DestroyGroupRequest>,
+    ) -> Result<Response<DestroyGroupResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let later = self
+            .0
+            .destroy_group(request.into_inner().group, call)
+            .await?;
+        Ok(Response::new(DestroyGroupResponse { later }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ChangeMembersResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        Ok(Response::new(
+            self.0.change_members(request.into_inner(), call).await?,
+        ))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        Ok(Response::new(
+            self.0.transfer(request.into_inner(), call).await?,
+        ))
+    }
+}
+
+impl Server {
+    fn status_here(&self) -> StoreStatus {
+        let stats = self.handle.stats();
+        let counters = [
+            ("passes", stats.passes),
+            ("proposals", stats.proposals),
+            ("proposal_bytes", stats.proposal_bytes),
+            ("reads", stats.reads),
+            ("inbound_bytes", stats.inbound_bytes),
+            ("messages_in", stats.messages_in),
+            ("messages_dropped", stats.messages_dropped),
+            ("messages_refused", stats.messages_refused),
+            ("writes", stats.writes),
+            ("synced_writes", stats.synced_writes),
+            ("written_entries", stats.written_entries),
+            ("applied_commands", stats.applied_commands),
+            ("apply_batches", stats.apply_batches),
+            ("snapshots_sent", stats.snapshots_sent),
+            ("snapshots_installed", stats.snapshots_installed),
+        ];
+        StoreStatus {
+            store: self.me,
+            address: self.peers.address(self.me).unwrap_or_default(),
+            error: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: self.cluster,
+            uptime_seconds: self.started.elapsed().as_secs(),
+            replicas: stats.replicas,
+            leaders: stats.leaders,
+            asleep: stats.asleep,
+            connected: self.peers.connected().into_iter().collect(),
+            counters: counters
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            draining: self.draining.load(Ordering::SeqCst),
+            disk_full: stats.disk_full,
+        }
+    }
+
+    async fn status_of(&self, store: u64) -> StoreStatus {
+        let address = self.peers.address(store).unwrap_or_default();
+        let failed = |error: String| StoreStatus {
+            store,
+            address: address.clone(),
+            error,
+            ..Default::default()
+        };
+        let Some(channel) = self.peers.channel(store) else {
+            return failed("its address is not known".to_owned());
+        };
+        let mut client = AdminClient::new(channel);
+        match timeout(
+            Duration::from_secs(1),
+            client.status(StatusRequest { all: false }),
+        )
+        .await
+        {
+            Ok(Ok(status)) => status
+                .into_inner()
+                .stores
+                .into_iter()
+                .next()
+                .unwrap_or_default(),
+            Ok(Err(status)) => failed(status.message().to_owned()),
+            Err(_) => failed("it did not answer in time".to_owned()),
+        }
+    }
+
+    pub(super) fn list_here(&self) -> Vec<Group> {
+        let replicas = self.handle.list().into_iter();
+        let described = replicas.filter_map(|summary| {
+            let descriptor = self.handle.descriptor(summary.group)?;
+            Some(view::replica(&descriptor, &summary))
+        });
+        described.collect()
+    }
+
+    /// Every group once, as told by its leader's store, or by the one that has seen the latest term.
+    pub(super) async fn list_everywhere(&self, here: Vec<Group>) -> ListGroupsResponse {
+        let others = self.peers.others();
+        let lists = futures_join(others.iter().map(|store| self.list_of(*store))).await;
+        let mut unreachable = Vec::new();
+        let mut told = vec![(self.me, here)];
+        for (store, list) in others.into_iter().zip(lists) {
+            match list {
+                Ok(groups) => told.push((store, groups)),
+                Err(_) => unreachable.push(store),
+            }
+        }
+        let mut best: BTreeMap<u64, (bool, u64, Group)> = BTreeMap::new();
+        for (store, group) in told
+            .into_iter()
+            .flat_map(|(store, list)| list.into_iter().map(move |g| (store, g)))
+        {
+            let rank = (group.leader_store == store, group.term);
+            match best.get(&group.group) {
+                Some((leads, term, _)) if (*leads, *term) >= rank => {}
+                _ => drop(best.insert(group.group, (rank.0, rank.1, group))),
+            }
+        }
+        ListGroupsResponse {
+            groups: best.into_values().map(|(.., group)| group).collect(),
+            unreachable,
+        }
+    }
+
+    async fn describe(
+        &self,
+        request: DescribeGroupRequest,
+        call: Call,
+    ) -> Result<DescribeGroupResponse, Failure> {
+        let group = request.group;
+        if request.local {
+            return self.describe_here(group, call).await;
+        }
+        let local = || async move {
+            let described = self.describe_here(group, call).await?;
+            if described.role != "leader" {
+                let leader = described.group.as_ref().map_or(0, |g| g.leader_store);
+                let failure =
+                    Failure::new(Reason::NotLeader, "this replica does not lead the group");
+                return Err(Failure {
+                    leader: (leader != 0).then_some(leader),
+                    ..failure
+                });
+            }
+            Ok(described)
+        };
+        let remote = |channel| {
+            let request = call.forward(request);
+            async move {
+                Ok(AdminClient::new(channel)
+                    .describe_group(request)
+                    .await?
+                    .into_inner())
+            }
+        };
+        self.check_exists(group, call).await?;
+        self.at_leader(group, call, local, remote).await
+    }
+
+    async fn describe_here(
+        &self,
+        group: u64,
+        call: Call,
+    ) -> Result<DescribeGroupResponse, Failure> {
+        let status = self
+            .ask(group, call, |respond| {
+                self.handle.describe(GroupId(group), respond)
+            })
+            .await?;
+        Ok(view::described(&status, self.me))
+    }
+
+    /// A group that no store knows is an error at once, not at the deadline.
+    pub(super) async fn check_exists(&self, group: u64, call: Call) -> Result<(), Failure> {
+        if call.forwarded || self.route_of_group(group).is_some() {
+            return Ok(());
+        }
+        self.refresh_routes(call).await;
+        match self.route_of_group(group) {
+            Some(_) => Ok(()),
+            None => Err(Failure::new(
+                Reason::BadRequest,
+                format!("no store knows group {group}; `polyraft group list` shows all"),
+            )),
+        }
+    }
+
+    async fn change_members(
+        &self,
+        request: ChangeMembersRequest,
+        call: Call,
+    ) -> Result<ChangeMembersResponse, Failure> {
+        let group = request.group;
+        let changes: Vec<MemberChange> = request
+            .changes
+            .iter()
+            .map(to_change)
+            .collect::<Result<_, _>>()?;
+        if changes.is_empty() {
+            return Err(Failure::new(Reason::BadRequest, "no change is asked for"));
+        }
+        for change in &changes {
+            if self.peers.address(change.store.0).is_none() && !call.forwarded {
+                let text = format!("store {} is not known: start it first", change.store);
+                return Err(Failure::new(Reason::BadRequest, text));
+            }
+        }
+        self.check_exists(group, call).await?;
+        let local = || {
+            let changes = changes.clone();
+            async move {
+                let change = |respond| {
+                    self.handle
+                        .change_members(GroupId(group), changes, Transition::Auto, respond);
+                };
+                let descriptor = self.ask(group, call, change).await?;
+                Ok(ChangeMembersResponse {
+                    group: Some(view::group(&descriptor, None)),
+                })
+            }
+        };
+        let remote = |channel| {
+            let request = call.forward(request.clone());
+            async move {
+                Ok(AdminClient::new(channel)
+                    .change_members(request)
+                    .await?
+                    .into_inner())
+            }
+        };
+        self.at_leader(group, call, local, remote).await
+    }
+
+    async fn transfer(
+        &self,
+        request: TransferLeaderRequest,
+        call: Call,
+    ) -> Result<TransferLeaderResponse, Failure> {
+        let TransferLeaderRequest { group, to_store } = request;
+        self.check_exists(group, call).await?;
+        let local = || async move {
+            let summary = self.handle.summary(GroupId(group));
+            let leads = summary.is_some_and(|s| s.basic.soft_state.role == RoleName::Leader);
+            if !(leads && to_store == self.me) {
+                let transfer = |respond| {
+                    self.handle
+                        .transfer_leader(GroupId(group), StoreId(to_store), respond);
+                };
+                self.ask(group, call, transfer).await?;
+            }
+            Ok(TransferLeaderResponse {
+                leader_store: to_store,
+            })
+        };
+        let remote = |channel| {
+            let request = call.forward(request);
+            async move {
+                Ok(AdminClient::new(channel)
+                    .transfer_leader(request)
+                    .await?
+                    .into_inner())
+            }
+        };
+        self.at_leader(group, call, local, remote).await
+    }
+}
+
+fn to_change(change: &crate::proto::admin::MemberChange) -> Result<MemberChange, Failure> {
+    let kind = match change.kind() {
+        ChangeKind::AddVoter => ConfChangeKind::AddVoter,
+        ChangeKind::AddLearner => ConfChangeKind::AddLearner,
+        ChangeKind::Remove => ConfChangeKind::Remove,
+        ChangeKind::Unspecified => {
+            return Err(Failure::new(Reason::BadRequest, "a change without a kind"));
+        }
+    };
+    if change.store == 0 {
+        return Err(Failure::new(Reason::BadRequest, "a change without a store"));
+    }
+    Ok(MemberChange {
+        kind,
+        store: StoreId(change.store),
+    })
+}

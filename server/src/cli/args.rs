@@ -1,0 +1,331 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::peers::parse_peer;
+
+const EXAMPLES: &str = "\
+Three stores on one machine:
+  polyraft start --store-id 1 --data-dir d1 --listen 127.0.0.1:7101 \\
+      --peers 1=127.0.0.1:7101,2=127.0.0.1:7102,3=127.0.0.1:7103 &
+  (the same with 2 and 3)
+  polyraft init --groups 1000
+  polyraft kv put hello world
+  polyraft kv get hello
+  polyraft status";
+
+/// Thousands of Raft groups in one process.
+#[derive(Debug, Parser)]
+#[command(name = "polyraft", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+/// Where the cluster is, and how to show answers.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Connection {
+    /// Addresses of stores, any of them; the next one is asked if one cannot be reached.
+    #[arg(
+        long,
+        env = "POLYRAFT_ENDPOINTS",
+        value_name = "HOST:PORT,...",
+        value_delimiter = ','
+    )]
+    #[arg(default_value = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103")]
+    pub(super) endpoints: Vec<String>,
+    /// How long the command may take, such as 500ms, 5s or 1m.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub(super) timeout: Duration,
+    /// A table for people, or JSON for scripts.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(super) output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Run a store until it is told to leave (SIGTERM or Ctrl-C).
+    Start(StartArguments),
+    /// Cut the key space of a new cluster into ranges, once all its stores are started.
+    #[command(after_help = "Example:\n  polyraft init --groups 1000 --endpoints 127.0.0.1:7101")]
+    Init {
+        /// Number of ranges; each is a Raft group.
+        #[arg(long, default_value_t = 100)]
+        groups: u64,
+        /// Replicas of each range [default: 3, or the number of stores if there are fewer].
+        #[arg(long)]
+        replicas: Option<u32>,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Every store at a glance.
+    #[command(after_help = "Example:\n  polyraft status -o json")]
+    Status {
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Groups: list, describe, create, destroy; members and leaders.
+    #[command(
+        after_help = "Examples:\n  polyraft group list\n  polyraft group describe 7\n  \
+        polyraft group add-learner 7 --store 4\n  polyraft group promote 7 --store 4\n  \
+        polyraft group replace 7 --from 1 --to 4\n  polyraft group transfer 7 --to 2"
+    )]
+    Group {
+        #[command(subcommand)]
+        verb: GroupVerb,
+    },
+    /// Keys: get, put, delete, compare and swap.
+    #[command(
+        after_help = "Examples:\n  polyraft kv put color blue\n  polyraft kv get color\n  \
+        polyraft kv cas color --expected blue green\n  polyraft kv delete color"
+    )]
+    Kv {
+        #[command(subcommand)]
+        verb: KvVerb,
+    },
+}
+
+/// How a store is started.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Example:\n  polyraft start --store-id 1 --data-dir /var/lib/polyraft --listen 10.0.0.1:7101 \\\n      \
+    --peers 1=10.0.0.1:7101,2=10.0.0.2:7101,3=10.0.0.3:7101"
+)]
+pub(crate) struct StartArguments {
+    /// Number of this store, from 1; for ever its own.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) store_id: u64,
+    /// Where everything is kept; created if it does not exist.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Where to listen, for clients and for other stores.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Where other stores find this one [default: the address it listens on].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
+    /// Stores of the cluster, this one may be among them; a new store needs one at least, unless it is alone.
+    #[arg(long, value_name = "N=HOST:PORT,...", value_delimiter = ',', value_parser = parse_peer)]
+    pub(crate) peers: Vec<(u64, String)>,
+    /// Threads that own replicas [default: half of the processors].
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// Length of a tick of the Raft clock. An election takes 10 to 20 of them.
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = parse_duration)]
+    pub(crate) tick: Duration,
+    /// Applied entries that an awake group keeps in its log for followers that lag.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub(crate) truncate_keep_entries: u64,
+    /// Applied data is flushed at least this often, so that the log can be truncated.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) flush_interval: Duration,
+    /// Bytes per second of all snapshots that are sent; 0: no limit.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    pub(crate) snapshot_rate: u64,
+    /// What is logged to standard error, such as `info` or `polyraft_multiraft=debug`.
+    #[arg(
+        long,
+        env = "POLYRAFT_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GroupVerb {
+    /// All groups, with their ranges, members and leaders.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// One group as its leader sees it.
+    Describe {
+        /// Number of the group.
+        group: u64,
+        /// Ask the first endpoint for its own replica instead.
+        #[arg(long)]
+        local: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Create a group without a range.
+    Create {
+        /// Stores of its members.
+        #[arg(long, value_delimiter = ',', required = true)]
+        stores: Vec<u64>,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Remove a group and its data from all stores, for ever.
+    Destroy {
+        /// Number of the group.
+        group: u64,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Add a member that receives the log and has no vote.
+    AddLearner(OneMember),
+    /// Give a learner a vote, or add a voter.
+    Promote(OneMember),
+    /// Take a member's vote; it goes on receiving the log.
+    Demote(OneMember),
+    /// Remove a member.
+    Remove(OneMember),
+    /// Replace one member by another in one joint change.
+    Replace {
+        /// Number of the group.
+        group: u64,
+        /// Store of the member that goes.
+        #[arg(long)]
+        from: u64,
+        /// Store of the member that comes.
+        #[arg(long)]
+        to: u64,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Move the leadership.
+    Transfer {
+        /// Number of the group.
+        group: u64,
+        /// Store of the new leader.
+        #[arg(long)]
+        to: u64,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneMember {
+    /// Number of the group.
+    pub(super) group: u64,
+    /// Store of the member.
+    #[arg(long)]
+    pub(super) store: u64,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+/// How keys are written and where they belong.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct KeyOptions {
+    /// Keys and values are hexadecimal.
+    #[arg(long)]
+    pub(super) hex: bool,
+    /// The group to ask, for groups without a range.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub(super) group: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KvVerb {
+    /// The value of a key.
+    Get {
+        /// The key.
+        key: String,
+        /// What the store that is asked holds, perhaps out of date.
+        #[arg(long)]
+        stale: bool,
+        #[command(flatten)]
+        options: KeyOptions,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Write a key.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+        #[command(flatten)]
+        options: KeyOptions,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Make a key absent.
+    Delete {
+        /// The key.
+        key: String,
+        #[command(flatten)]
+        options: KeyOptions,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Write a key if it has the value that is expected.
+    Cas {
+        /// The key.
+        key: String,
+        /// The new value.
+        value: String,
+        /// The value it must have.
+        #[arg(long, required_unless_present = "absent", conflicts_with = "absent")]
+        expected: Option<String>,
+        /// It must be absent.
+        #[arg(long)]
+        absent: bool,
+        #[command(flatten)]
+        options: KeyOptions,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+/// Reads `500ms`, `5s`, `2m` or `1h`.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("{text:?} is no time such as 500ms, 5s or 2m")),
+    };
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no time such as 500ms, 5s or 2m"))?;
+    Duration::try_from_secs_f64(number * factor).map_err(|error| format!("{text:?}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in [
+            "",
+            "5",
+            "s",
+            "5 s",
+            "-1s",
+            "1e9s",
+            "9999999999999999999999s",
+        ] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! `polyraft group`.
+
+use serde_json::{Value, json};
+
+use super::args::{Connection, GroupVerb, OneMember};
+use super::output::{hex, readable, show, table};
+use crate::failure::Failure;
+use crate::proto::admin::{
+    ChangeKind, ChangeMembersRequest, CreateGroupRequest, DescribeGroupRequest,
+    DescribeGroupResponse, DestroyGroupRequest, Group, ListGroupsRequest, MemberChange, MemberRole,
+    TransferLeaderRequest,
+};
+
+pub(super) async fn run(verb: GroupVerb) -> Result<(), String> {
+    let result = match verb {
+        GroupVerb::List { connection } => list(&connection).await,
+        GroupVerb::Describe {
+            group,
+            local,
+            connection,
+        } => describe(group, local, &connection).await,
+        GroupVerb::Create { stores, connection } => create(stores, &connection).await,
+        GroupVerb::Destroy { group, connection } => destroy(group, &connection).await,
+        GroupVerb::AddLearner(member) => change_one(ChangeKind::AddLearner, member).await,
+        GroupVerb::Promote(member) => change_one(ChangeKind::AddVoter, member).await,
+        GroupVerb::Demote(member) => change_one(ChangeKind::AddLearner, member).await,
+        GroupVerb::Remove(member) => change_one(ChangeKind::Remove, member).await,
+        GroupVerb::Replace {
+            group,
+            from,
+            to,
+            connection,
+        } => {
+            let changes = vec![(ChangeKind::AddVoter, to), (ChangeKind::Remove, from)];
+            change(group, changes, &connection).await
+        }
+        GroupVerb::Transfer {
+            group,
+            to,
+            connection,
+        } => transfer(group, to, &connection).await,
+    };
+    result.map_err(|failure| failure.message)
+}
+
+fn client(connection: &Connection) -> Result<crate::client::Client, Failure> {
+    connection
+        .client()
+        .map_err(|why| Failure::new(crate::failure::Reason::BadRequest, why))
+}
+
+async fn list(connection: &Connection) -> Result<(), Failure> {
+    let request = ListGroupsRequest { local: false };
+    let client = client(connection)?;
+    let answer = client
+        .admin(
+            true,
+            request,
+            |mut c, r| async move { c.list_groups(r).await },
+        )
+        .await?;
+    let json = json!({
+        "groups": answer.groups.iter().map(group_json).collect::<Vec<_>>(),
+        "unreachable": answer.unreachable,
+    });
+    show(connection.output, &json, || {
+        let head = [
+            "GROUP", "START", "END", "STORES", "LEADER", "TERM", "COMMIT", "APPLIED", "STATE",
+        ];
+        let rows = answer.groups.iter().map(|group| {
+            let (start, end) = bounds(group);
+            [
+                group.group.to_string(),
+                start,
+                end,
+                stores(group),
+                leader(group),
+                group.term.to_string(),
+                group.commit_index.to_string(),
+                group.applied_index.to_string(),
+                if group.asleep { "asleep" } else { "awake" }.to_owned(),
+            ]
+        });
+        let mut text = table(head, rows);
+        if !answer.unreachable.is_empty() {
+            text.push_str(&format!(
+                "\nnot asked, since they cannot be reached: stores {:?}",
+                answer.unreachable
+            ));
+        }
+        text
+    });
+    Ok(())
+}
+
+async fn describe(group: u64, local: bool, connection: &Connection) -> Result<(), Failure> {
+    let request = DescribeGroupRequest { group, local };
+    let client = client(connection)?;
+    let d = client
+        .admin(true, request, |mut c, r| async move {
+            c.describe_group(r).await
+        })
+        .await?;
+    show(connection.output, &describe_json(&d), || describe_table(&d));
+    Ok(())
+}
+
+fn describe_json(d: &DescribeGroupResponse) -> Value {
+    let mut json = d.group.as_ref().map_or_else(|| json!({}), group_json);
+    let followers = d.followers.iter().map(|f| {
+        json!({
+            "replica": f.replica, "store": f.store, "state": f.state,
+            "match": f.match_index, "next": f.next_index,
+            "inflight_messages": f.inflight_messages, "inflight_bytes": f.inflight_bytes,
+            "recently_active": f.recently_active, "paused": f.paused, "learner": f.learner,
+        })
+    });
+    let more = json!({
+        "described_by_store": d.store, "role": d.role, "vote": d.vote,
+        "truncated_index": d.truncated_index, "last_index": d.last_index, "last_term": d.last_term,
+        "flushed_index": d.flushed_index, "cached_log_bytes": d.cached_log_bytes,
+        "quarantined": (!d.quarantined.is_empty()).then_some(&d.quarantined),
+        "transfer_target_store": d.transfer_target_store,
+        "followers": followers.collect::<Vec<_>>(),
+    });
+    if let (Value::Object(json), Value::Object(more)) = (&mut json, more) {
+        json.extend(more);
+    }
+    json
+}
+
+fn describe_table(d: &DescribeGroupResponse) -> String {
+    let Some(group) = &d.group else {
+        return String::new();
+    };
+    let (start, end) = bounds(group);
+    let mut text = format!(
+        "group {} as store {} ({}) sees it\n  range      {start} .. {end}\n  epoch      membership {}, range {}\n  \
+         leader     {}   term {}   vote for replica {}\n  log        {}..{} (last term {}), {} bytes cached\n  \
+         commit {}   applied {}   flushed {}\n",
+        group.group,
+        d.store,
+        d.role,
+        group.membership_epoch,
+        group.range_epoch,
+        leader(group),
+        group.term,
+        d.vote,
+        d.truncated_index + 1,
+        d.last_index,
+        d.last_term,
+        d.cached_log_bytes,
+        group.commit_index,
+        group.applied_index,
+        d.flushed_index,
+    );
+    if !d.quarantined.is_empty() {
+        text.push_str(&format!("  OUT OF SERVICE: {}\n", d.quarantined));
+    }
+    let head = [
+        "REPLICA", "STORE", "ROLE", "STATE", "MATCH", "NEXT", "INFLIGHT", "ACTIVE",
+    ];
+    let rows = group.members.iter().map(|member| {
+        let follower = d.followers.iter().find(|f| f.replica == member.replica);
+        let of = |value: fn(&crate::proto::admin::Follower) -> String| {
+            follower.map_or("-".to_owned(), value)
+        };
+        [
+            member.replica.to_string(),
+            member.store.to_string(),
+            role(member.role()).to_owned(),
+            of(|f| f.state.clone()),
+            of(|f| f.match_index.to_string()),
+            of(|f| f.next_index.to_string()),
+            of(|f| format!("{} ({} B)", f.inflight_messages, f.inflight_bytes)),
+            of(|f| if f.recently_active { "yes" } else { "no" }.to_owned()),
+        ]
+    });
+    text.push_str(&table(head, rows));
+    text
+}
+
+async fn create(stores: Vec<u64>, connection: &Connection) -> Result<(), Failure> {
+    let request = CreateGroupRequest { stores };
+    let client = client(connection)?;
+    let answer = client
+        .admin(
+            false,
+            request,
+            |mut c, r| async move { c.create_group(r).await },
+        )
+        .await?;
+    let group = answer.group.unwrap_or_default();
+    show(connection.output, &group_json(&group), || {
+        format!("created group {}", group.group)
+    });
+    Ok(())
+}
+
+async fn destroy(group: u64, connection: &Connection) -> Result<(), Failure> {
+    let client = client(connection)?;
+    let request = DestroyGroupRequest { group };
+    let answer = client
+        .admin(false, request, |mut c, r| async move {
+            c.destroy_group(r).await
+        })
+        .await?;
+    show(
+        connection.output,
+        &json!({ "group": group, "later": answer.later }),
+        || match &answer.later[..] {
+            [] => format!("destroyed group {group}"),
+            later => {
+                format!("destroyed group {group}; stores {later:?} follow when they can be reached")
+            }
+        },
+    );
+    Ok(())
+}
+
+async fn change_one(kind: ChangeKind, member: OneMember) -> Result<(), Failure> {
+    change(member.group, vec![(kind, member.store)], &member.connection).await
+}
+
+async fn change(
+    group: u64,
+    changes: Vec<(ChangeKind, u64)>,
+    connection: &Connection,
+) -> Result<(), Failure> {
+    let client = client(connection)?;
+    let changes = changes.into_iter().map(|(kind, store)| MemberChange {
+        kind: kind.into(),
+        store,
+    });
+    let request = ChangeMembersRequest {
+        group,
+        changes: changes.collect(),
+    };
+    let answer = client
+        .admin(false, request, |mut c, r| async move {
+            c.change_members(r).await
+        })
+        .await?;
+    let changed = answer.group.unwrap_or_default();
+    show(connection.output, &group_json(&changed), || {
+        format!(
+            "group {group} now has members on stores {}",
+            stores(&changed)
+        )
+    });
+    Ok(())
+}
+
+async fn transfer(group: u64, to: u64, connection: &Connection) -> Result<(), Failure> {
+    let client = client(connection)?;
+    let request = TransferLeaderRequest {
+        group,
+        to_store: to,
+    };
+    let answer = client
+        .admin(false, request, |mut c, r| async move {
+            c.transfer_leader(r).await
+        })
+        .await?;
+    let json = json!({ "group": group, "leader_store": answer.leader_store });
+    show(connection.output, &json, || {
+        format!("group {group} is handed to store {}", answer.leader_store)
+    });
+    Ok(())
+}
+
+fn group_json(group: &Group) -> Value {
+    let members = group.members.iter().map(|member| {
+        json!({ "replica": member.replica, "store": member.store, "role": role(member.role()) })
+    });
+    json!({
+        "group": group.group,
+        "start_hex": group.start.as_ref().map(|start| hex(start)),
+        "end_hex": group.end.as_ref().map(|end| hex(end)),
+        "members": members.collect::<Vec<_>>(),
+        "epoch": { "membership": group.membership_epoch, "range": group.range_epoch },
+        "leader_store": (group.leader_store != 0).then_some(group.leader_store),
+        "term": group.term,
+        "commit_index": group.commit_index,
+        "applied_index": group.applied_index,
+        "asleep": group.asleep,
+    })
+}
+
+fn bounds(group: &Group) -> (String, String) {
+    match &group.start {
+        None => ("own keys".to_owned(), String::new()),
+        Some(start) => (
+            if start.is_empty() {
+                "-inf".to_owned()
+            } else {
+                readable(start)
+            },
+            group
+                .end
+                .as_ref()
+                .map_or("+inf".to_owned(), |end| readable(end)),
+        ),
+    }
+}
+
+fn stores(group: &Group) -> String {
+    let mut stores: Vec<u64> = group.members.iter().map(|member| member.store).collect();
+    stores.sort_unstable();
+    stores
+        .iter()
+        .map(u64::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+fn leader(group: &Group) -> String {
+    match group.leader_store {
+        0 => "none".to_owned(),
+        store => format!("store {store}"),
+    }
+}
+
+fn role(role: MemberRole) -> &'static str {
+    match role {
+        MemberRole::Voter => "voter",
+        MemberRole::Learner => "learner",
+        MemberRole::Leaving => "leaving",
+        MemberRole::Unspecified => "member",
+    }
+}

@@ -1,0 +1,107 @@
+//! `polyraft kv`.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::args::{KeyOptions, KvVerb};
+use super::output::{hex, parse_hex, readable, show};
+use crate::proto::kv::ResponseHeader;
+
+pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
+    match verb {
+        KvVerb::Get {
+            key,
+            stale,
+            options,
+            connection,
+        } => {
+            let client = connection.client()?;
+            let answer = client
+                .get(bytes(&key, options)?, stale, options.group)
+                .await;
+            let answer = answer.map_err(|failure| failure.message)?;
+            let value = answer.value.as_ref();
+            let text = |value: &Bytes| {
+                if options.hex {
+                    hex(value)
+                } else {
+                    readable(value)
+                }
+            };
+            let json = json!({
+                "key": key,
+                "value": value.map(text),
+                "value_hex": value.map(|value| hex(value)),
+                "header": header_json(answer.header),
+            });
+            show(connection.output, &json, || {
+                value.map_or_else(|| "(absent)".to_owned(), text)
+            });
+        }
+        KvVerb::Put {
+            key,
+            value,
+            options,
+            connection,
+        } => {
+            let client = connection.client()?;
+            let (name, value) = (bytes(&key, options)?, bytes(&value, options)?);
+            let header = client.put(name, Some(value), options.group).await;
+            let header = header.map_err(|failure| failure.message)?;
+            let json = json!({ "key": key, "header": header_json(Some(header)) });
+            show(connection.output, &json, || "ok".to_owned());
+        }
+        KvVerb::Delete {
+            key,
+            options,
+            connection,
+        } => {
+            let client = connection.client()?;
+            let header = client.put(bytes(&key, options)?, None, options.group).await;
+            let header = header.map_err(|failure| failure.message)?;
+            let json = json!({ "key": key, "header": header_json(Some(header)) });
+            show(connection.output, &json, || "ok".to_owned());
+        }
+        KvVerb::Cas {
+            key,
+            value,
+            expected,
+            absent: _,
+            options,
+            connection,
+        } => {
+            let client = connection.client()?;
+            let expected = expected.map(|text| bytes(&text, options)).transpose()?;
+            let (name, value) = (bytes(&key, options)?, bytes(&value, options)?);
+            let swapped = client.cas(name, expected, value, options.group).await;
+            let swapped = swapped.map_err(|failure| failure.message)?;
+            show(
+                connection.output,
+                &json!({ "key": key, "swapped": swapped }),
+                || match swapped {
+                    true => "written".to_owned(),
+                    false => "not written: the key has another value".to_owned(),
+                },
+            );
+        }
+    }
+    Ok(())
+}
+
+fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, String> {
+    if options.hex {
+        parse_hex(text).map(Bytes::from)
+    } else {
+        Ok(Bytes::copy_from_slice(text.as_bytes()))
+    }
+}
+
+fn header_json(header: Option<ResponseHeader>) -> Value {
+    let header = header.unwrap_or_default();
+    json!({
+        "group": header.group,
+        "leader_store": header.leader_store,
+        "store": header.store,
+        "applied_index": header.applied_index,
+    })
+}

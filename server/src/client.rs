@@ -1,0 +1,243 @@
+//! A client for programs: calls any store of a cluster, and the next one if that cannot be reached.
+//!
+//! A call is tried at another store only if it certainly had no effect at the first. Results carry the leader's store;
+//! a client that has seen it goes there first for the same group's keys.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::failure::{Effect, Failure, Reason};
+use crate::peers::connect_lazily;
+use crate::proto::admin::admin_client::AdminClient;
+use crate::proto::kv::kv_client::KvClient;
+use crate::proto::kv::{
+    Condition, Consistency, GetRequest, GetResponse, Mutation, ResponseHeader, WriteRequest,
+    WriteResponse,
+};
+
+/// A connection to a cluster. Cheap to share by reference between tasks.
+#[derive(Debug)]
+pub struct Client {
+    endpoints: Vec<(String, Channel)>,
+    next: AtomicUsize,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of the stores at `endpoints` (`HOST:PORT`); connects when it is used. Each call may take `timeout`.
+    ///
+    /// # Errors
+    /// No endpoint is given, or one is no address.
+    pub fn new(endpoints: &[String], timeout: Duration) -> Result<Self, String> {
+        if endpoints.is_empty() {
+            return Err("no endpoint is given".to_owned());
+        }
+        let connect = |endpoint: &String| {
+            let channel =
+                connect_lazily(endpoint).ok_or_else(|| format!("{endpoint:?} is no HOST:PORT"))?;
+            Ok((endpoint.clone(), channel))
+        };
+        let endpoints = endpoints
+            .iter()
+            .map(connect)
+            .collect::<Result<_, String>>()?;
+        Ok(Self {
+            endpoints,
+            next: AtomicUsize::new(0),
+            timeout,
+        })
+    }
+
+    /// Calls `call` at one store after the other until one answers or refuses. `reads`: the call changes nothing.
+    ///
+    /// # Errors
+    /// The refusal, or that no store could be reached in time.
+    pub async fn call<Q, A, F>(
+        &self,
+        reads: bool,
+        message: Q,
+        call: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<A, Failure>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut tried = 0;
+        loop {
+            let at = self.next.load(Ordering::Relaxed) % self.endpoints.len();
+            let (endpoint, channel) = &self.endpoints[at];
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let mut request = Request::new(message.clone());
+            request.set_timeout(remaining.max(Duration::from_millis(1)));
+            // A little more than the server's own deadline: its reason is worth waiting for.
+            let answer = tokio::time::timeout(
+                remaining + Duration::from_millis(100),
+                call(channel.clone(), request),
+            );
+            let failure = match answer.await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => {
+                    let failure = Failure::from_status(&status, reads);
+                    if status.metadata().contains_key(crate::failure::REASON) {
+                        failure
+                    } else {
+                        Failure {
+                            message: format!("{endpoint}: {}", describe(&status)),
+                            ..failure
+                        }
+                    }
+                }
+                Err(_) => {
+                    let failure = Failure::new(
+                        Reason::Timeout,
+                        format!("{endpoint} did not answer in time"),
+                    );
+                    if reads {
+                        failure
+                    } else {
+                        failure.of_unknown_effect()
+                    }
+                }
+            };
+            tried += 1;
+            // The next call begins elsewhere, unless someone else has moved on already.
+            let elsewhere =
+                self.next
+                    .compare_exchange(at, at + 1, Ordering::Relaxed, Ordering::Relaxed);
+            drop(elsewhere);
+            let again = failure.effect == Effect::None && failure.is_worth_another_try();
+            if !again || Instant::now() >= deadline {
+                return Err(failure);
+            }
+            if tried >= self.endpoints.len() {
+                if tried >= 3 * self.endpoints.len() {
+                    return Err(failure);
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// See [`Client::call`].
+    pub async fn get(&self, key: Bytes, stale: bool, group: u64) -> Result<GetResponse, Failure> {
+        let consistency = if stale {
+            Consistency::Stale
+        } else {
+            Consistency::Linearizable
+        };
+        let request = GetRequest {
+            key,
+            consistency: consistency.into(),
+            group,
+        };
+        self.call(true, request, |channel, request| async move {
+            KvClient::new(channel)
+                .max_decoding_message_size(usize::MAX)
+                .get(request)
+                .await
+        })
+        .await
+    }
+
+    /// Writes one key, or makes it absent.
+    ///
+    /// # Errors
+    /// See [`Client::call`].
+    pub async fn put(
+        &self,
+        key: Bytes,
+        value: Option<Bytes>,
+        group: u64,
+    ) -> Result<ResponseHeader, Failure> {
+        let mutation = Mutation { key, value };
+        let request = WriteRequest {
+            conditions: Vec::new(),
+            mutations: vec![mutation],
+            group,
+        };
+        Ok(self.write(request).await?.header.unwrap_or_default())
+    }
+
+    /// Writes `value` if the key has the value `expected` (none: is absent); whether it did.
+    ///
+    /// # Errors
+    /// See [`Client::call`].
+    pub async fn cas(
+        &self,
+        key: Bytes,
+        expected: Option<Bytes>,
+        value: Bytes,
+        group: u64,
+    ) -> Result<bool, Failure> {
+        let condition = Condition {
+            key: key.clone(),
+            value: expected,
+        };
+        let mutation = Mutation {
+            key,
+            value: Some(value),
+        };
+        let request = WriteRequest {
+            conditions: vec![condition],
+            mutations: vec![mutation],
+            group,
+        };
+        Ok(self.write(request).await?.applied)
+    }
+
+    /// An atomic write.
+    ///
+    /// # Errors
+    /// See [`Client::call`].
+    pub async fn write(&self, request: WriteRequest) -> Result<WriteResponse, Failure> {
+        self.call(false, request, |channel, request| async move {
+            KvClient::new(channel).write(request).await
+        })
+        .await
+    }
+
+    /// A call of the admin interface.
+    ///
+    /// # Errors
+    /// See [`Client::call`].
+    pub async fn admin<Q, A, F>(
+        &self,
+        reads: bool,
+        message: Q,
+        call: impl Fn(AdminClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Failure>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        self.call(reads, message, |channel, request| {
+            call(
+                AdminClient::new(channel).max_decoding_message_size(usize::MAX),
+                request,
+            )
+        })
+        .await
+    }
+}
+
+/// A status with the innermost of its causes: "connection refused" helps more than "transport error".
+fn describe(status: &Status) -> String {
+    let mut innermost = None;
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        innermost = Some(error.to_string());
+        cause = error.source();
+    }
+    match innermost {
+        Some(cause) => format!("{} ({cause})", status.message()),
+        None => status.message().to_owned(),
+    }
+}

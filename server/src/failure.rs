@@ -1,0 +1,262 @@
+//! The one table from what went wrong to a gRPC status.
+//!
+//! | reason | code | effect | what to do |
+//! |---|---|---|---|
+//! | `not-leader`, `no-group` | UNAVAILABLE | none | ask the store named, or another one |
+//! | `no-quorum` | UNAVAILABLE | none or unknown | bring stores back |
+//! | `timeout` | DEADLINE_EXCEEDED | none or unknown | try again |
+//! | `busy` | RESOURCE_EXHAUSTED | none | slow down and try again |
+//! | `disk-full` | RESOURCE_EXHAUSTED | none | free space on the store's device |
+//! | `too-large` | INVALID_ARGUMENT | none | send less at once |
+//! | `bad-request` | INVALID_ARGUMENT | none | correct the request |
+//! | `refused` | FAILED_PRECONDITION | none | see the message |
+//! | `stale` | UNAVAILABLE | none | try again |
+//! | `stopping` | UNAVAILABLE | none | ask another store |
+//! | `not-initialised` | FAILED_PRECONDITION | none | `polyraft init` |
+//! | `ambiguous` | ABORTED | unknown | read before writing again |
+//! | `internal` | INTERNAL | unknown | a bug or a broken disk: see the store's log |
+
+use polyraft_multiraft::Reject;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+/// Metadata key: whether the request had an effect.
+pub const OUTCOME: &str = "polyraft-outcome";
+/// Metadata key: one word of the table.
+pub const REASON: &str = "polyraft-reason";
+/// Metadata key: the leader's store.
+pub const LEADER: &str = "polyraft-leader";
+
+/// Whether a failed request had an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Certainly none.
+    None,
+    /// Perhaps, or later.
+    Unknown,
+}
+
+/// Rows of the table in the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Reason {
+    NotLeader,
+    NoGroup,
+    NoQuorum,
+    Timeout,
+    Busy,
+    DiskFull,
+    TooLarge,
+    BadRequest,
+    Refused,
+    Stale,
+    Stopping,
+    NotInitialised,
+    Ambiguous,
+    Internal,
+}
+
+const TABLE: [(Reason, &str, Code); 14] = [
+    (Reason::NotLeader, "not-leader", Code::Unavailable),
+    (Reason::NoGroup, "no-group", Code::Unavailable),
+    (Reason::NoQuorum, "no-quorum", Code::Unavailable),
+    (Reason::Timeout, "timeout", Code::DeadlineExceeded),
+    (Reason::Busy, "busy", Code::ResourceExhausted),
+    (Reason::DiskFull, "disk-full", Code::ResourceExhausted),
+    (Reason::TooLarge, "too-large", Code::InvalidArgument),
+    (Reason::BadRequest, "bad-request", Code::InvalidArgument),
+    (Reason::Refused, "refused", Code::FailedPrecondition),
+    (Reason::Stale, "stale", Code::Unavailable),
+    (Reason::Stopping, "stopping", Code::Unavailable),
+    (
+        Reason::NotInitialised,
+        "not-initialised",
+        Code::FailedPrecondition,
+    ),
+    (Reason::Ambiguous, "ambiguous", Code::Aborted),
+    (Reason::Internal, "internal", Code::Internal),
+];
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The row of the table.
+    pub reason: Reason,
+    /// Whether it had an effect.
+    pub effect: Effect,
+    /// The store that leads the group, if known.
+    pub leader: Option<u64>,
+    /// For people.
+    pub message: String,
+}
+
+impl Reason {
+    /// Its word in the metadata.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        TABLE
+            .iter()
+            .find(|(reason, ..)| *reason == self)
+            .map_or("internal", |(_, word, _)| word)
+    }
+
+    fn code(self) -> Code {
+        TABLE
+            .iter()
+            .find(|(reason, ..)| *reason == self)
+            .map_or(Code::Internal, |(_, _, code)| *code)
+    }
+}
+
+impl Failure {
+    /// A failure that certainly had no effect.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            effect: Effect::None,
+            leader: None,
+            message: message.into(),
+        }
+    }
+
+    /// The same, with an effect that nobody knows.
+    #[must_use]
+    pub fn of_unknown_effect(self) -> Self {
+        Self {
+            effect: Effect::Unknown,
+            ..self
+        }
+    }
+
+    /// Whether another store, or this one a little later, may do better, and trying does no harm.
+    #[must_use]
+    pub fn is_worth_another_try(&self) -> bool {
+        let passing = matches!(
+            self.reason,
+            Reason::NotLeader | Reason::NoGroup | Reason::Stale | Reason::Stopping
+        );
+        passing && self.effect == Effect::None
+    }
+
+    /// What a status says; one without our metadata comes from the connection or a foreign server.
+    /// `reads` says that the request changes nothing, so that it had no effect in any case.
+    #[must_use]
+    pub fn from_status(status: &Status, reads: bool) -> Self {
+        let text = |key| {
+            status
+                .metadata()
+                .get(key)
+                .and_then(|value| value.to_str().ok())
+        };
+        let word = text(REASON);
+        let reason = TABLE
+            .iter()
+            .find(|(_, w, _)| Some(*w) == word)
+            .map(|(reason, ..)| *reason);
+        let effect = match text(OUTCOME) {
+            Some("none") => Effect::None,
+            _ if reads || never_sent(status) => Effect::None,
+            _ => Effect::Unknown,
+        };
+        let fallback = match status.code() {
+            Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => Reason::BadRequest,
+            Code::DeadlineExceeded | Code::Cancelled => Reason::Timeout,
+            // The connection broke or could not be made: another store may do better.
+            _ if effect == Effect::None => Reason::NoGroup,
+            _ => Reason::Ambiguous,
+        };
+        Self {
+            reason: reason.unwrap_or(fallback),
+            effect,
+            leader: text(LEADER).and_then(|leader| leader.parse().ok()),
+            message: status.message().to_owned(),
+        }
+    }
+}
+
+/// Whether the connection was never made, so that the request cannot have arrived.
+fn never_sent(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+impl From<Reject> for Failure {
+    fn from(reject: Reject) -> Self {
+        let message = reject.to_string();
+        let (reason, effect, leader) = match reject {
+            Reject::NotLeader { leader } => (
+                Reason::NotLeader,
+                Effect::None,
+                leader.map(|member| member.store.0),
+            ),
+            Reject::NoGroup(_) => (Reason::NoGroup, Effect::None, None),
+            Reject::Busy(_) => (Reason::Busy, Effect::None, None),
+            Reject::DiskFull => (Reason::DiskFull, Effect::None, None),
+            Reject::TooLarge { .. } => (Reason::TooLarge, Effect::None, None),
+            Reject::StaleEpoch { .. } => (Reason::Stale, Effect::None, None),
+            Reject::Refused(_) | Reject::Membership(_) => (Reason::Refused, Effect::None, None),
+            Reject::Stopped => (Reason::Stopping, Effect::None, None),
+            Reject::Ambiguous => (Reason::Ambiguous, Effect::Unknown, None),
+            _ => (Reason::Internal, Effect::Unknown, None),
+        };
+        Self {
+            reason,
+            effect,
+            leader,
+            message,
+        }
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let outcome = match failure.effect {
+            Effect::None => "none",
+            Effect::Unknown => "unknown",
+        };
+        let mut metadata = MetadataMap::new();
+        metadata.insert(OUTCOME, MetadataValue::from_static(outcome));
+        metadata.insert(REASON, MetadataValue::from_static(failure.reason.word()));
+        if let Some(leader) = failure.leader {
+            metadata.insert(LEADER, MetadataValue::from(leader));
+        }
+        Self::with_metadata(failure.reason.code(), failure.message, metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_survives_the_wire() {
+        for (reason, word, code) in TABLE {
+            for effect in [Effect::None, Effect::Unknown] {
+                let failure = Failure {
+                    reason,
+                    effect,
+                    leader: Some(3),
+                    message: "why".to_owned(),
+                };
+                assert_eq!(reason.word(), word);
+                let status = Status::from(failure.clone());
+                assert_eq!(status.code(), code);
+                assert_eq!(Failure::from_status(&status, false), failure);
+            }
+        }
+    }
+
+    #[test]
+    fn a_foreign_status_is_not_trusted_with_a_write() {
+        let broken = Status::unavailable("connection reset");
+        assert_eq!(Failure::from_status(&broken, false).effect, Effect::Unknown);
+        assert!(!Failure::from_status(&broken, false).is_worth_another_try());
+        assert!(Failure::from_status(&broken, true).is_worth_another_try());
+    }
+}

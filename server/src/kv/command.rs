@@ -1,0 +1,203 @@
+//! The bytes of a key-value command in a log entry, and of its reply.
+//!
+//! ```text
+//! command: version u8 = 1 | conditions u32 | pair * conditions | mutations u32 | pair * mutations
+//! pair:    key length u32 | key | has value u8 | (value length u32 | value if it has one)
+//! reply:   version u8 = 1 | outcome u8
+//! ```
+//!
+//! Integers are big-endian. A command is decoded on every replica, years after it was written perhaps: an
+//! unknown version or a malformed command gets the same reply everywhere and changes nothing.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+const VERSION: u8 = 1;
+
+/// A key with a value or without one.
+pub type Pair = (Bytes, Option<Bytes>);
+
+/// One atomic write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    /// What must hold: keys with their values, or absent.
+    pub conditions: Vec<Pair>,
+    /// What is written: new values, or absent.
+    pub mutations: Vec<Pair>,
+}
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// A condition did not hold; nothing was changed.
+    ConditionFailed,
+    /// Written.
+    Applied,
+    /// Not a command that this version knows; nothing was changed.
+    Malformed,
+    /// A key lies outside of the group's range; nothing was changed.
+    OutOfRange,
+}
+
+impl Command {
+    /// The bytes for an entry.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let pairs = self.conditions.iter().chain(&self.mutations);
+        let size: usize = pairs
+            .map(|(key, value)| 9 + key.len() + value.as_ref().map_or(0, Bytes::len))
+            .sum();
+        let mut out = BytesMut::with_capacity(9 + size);
+        out.put_u8(VERSION);
+        put_pairs(&mut out, &self.conditions);
+        put_pairs(&mut out, &self.mutations);
+        out.freeze()
+    }
+
+    /// The command in an entry; `None` if it is malformed or of another version.
+    #[must_use]
+    pub fn decode(bytes: &Bytes) -> Option<Self> {
+        let mut rest = bytes.clone();
+        if !rest.has_remaining() || rest.get_u8() != VERSION {
+            return None;
+        }
+        let conditions = take_pairs(&mut rest)?;
+        let mutations = take_pairs(&mut rest)?;
+        (!rest.has_remaining()).then_some(Self {
+            conditions,
+            mutations,
+        })
+    }
+
+    /// All keys that it names.
+    pub fn keys(&self) -> impl Iterator<Item = &Bytes> {
+        self.conditions
+            .iter()
+            .chain(&self.mutations)
+            .map(|(key, _)| key)
+    }
+}
+
+impl Reply {
+    /// The bytes of the reply.
+    #[must_use]
+    pub fn encode(self) -> Bytes {
+        let outcome = match self {
+            Self::ConditionFailed => 0,
+            Self::Applied => 1,
+            Self::Malformed => 2,
+            Self::OutOfRange => 3,
+        };
+        Bytes::copy_from_slice(&[VERSION, outcome])
+    }
+
+    /// The reply in these bytes; `None` if they are none.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [VERSION, 0] => Some(Self::ConditionFailed),
+            [VERSION, 1] => Some(Self::Applied),
+            [VERSION, 2] => Some(Self::Malformed),
+            [VERSION, 3] => Some(Self::OutOfRange),
+            _ => None,
+        }
+    }
+}
+
+// Lengths fit: the host refuses commands far below 4 GiB.
+fn length(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn put_pairs(out: &mut BytesMut, pairs: &[Pair]) {
+    out.put_u32(length(pairs.len()));
+    for (key, value) in pairs {
+        out.put_u32(length(key.len()));
+        out.put_slice(key);
+        out.put_u8(u8::from(value.is_some()));
+        if let Some(value) = value {
+            out.put_u32(length(value.len()));
+            out.put_slice(value);
+        }
+    }
+}
+
+fn take_pairs(rest: &mut Bytes) -> Option<Vec<Pair>> {
+    let count = rest.try_get_u32().ok()?;
+    // A pair takes five bytes at least: a false count cannot make this allocate more than there is.
+    if u64::from(count) * 5 > rest.remaining() as u64 {
+        return None;
+    }
+    (0..count).map(|_| take_pair(rest)).collect()
+}
+
+fn take_pair(rest: &mut Bytes) -> Option<Pair> {
+    let key = take_bytes(rest)?;
+    let value = match rest.try_get_u8().ok()? {
+        0 => None,
+        1 => Some(take_bytes(rest)?),
+        _ => return None,
+    };
+    Some((key, value))
+}
+
+fn take_bytes(rest: &mut Bytes) -> Option<Bytes> {
+    let length = rest.try_get_u32().ok()? as usize;
+    (length <= rest.remaining()).then(|| rest.split_to(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command() -> Command {
+        let bytes = Bytes::from_static;
+        Command {
+            conditions: vec![(bytes(b"a"), None)],
+            mutations: vec![(bytes(b"b"), Some(bytes(b"cd"))), (bytes(b""), None)],
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let golden: &[u8] =
+            b"\x01\0\0\0\x01\0\0\0\x01a\0\0\0\0\x02\0\0\0\x01b\x01\0\0\0\x02cd\0\0\0\0\0";
+        assert_eq!(command().encode(), golden);
+        assert_eq!(Command::decode(&command().encode()), Some(command()));
+    }
+
+    #[test]
+    fn malformed_commands_are_none() {
+        let whole = command().encode();
+        for length in 0..whole.len() {
+            assert_eq!(
+                Command::decode(&whole.slice(..length)),
+                None,
+                "cut to {length} bytes"
+            );
+        }
+        let mut longer = whole.to_vec();
+        longer.push(0);
+        assert_eq!(Command::decode(&longer.into()), None);
+        let mut version = whole.to_vec();
+        version[0] = 2;
+        assert_eq!(Command::decode(&version.into()), None);
+        assert_eq!(
+            Command::decode(&Bytes::from_static(b"\x01\xff\xff\xff\xff")),
+            None
+        );
+    }
+
+    #[test]
+    fn replies() {
+        for reply in [
+            Reply::ConditionFailed,
+            Reply::Applied,
+            Reply::Malformed,
+            Reply::OutOfRange,
+        ] {
+            assert_eq!(Reply::decode(&reply.encode()), Some(reply));
+        }
+        assert_eq!(Reply::decode(b"\x02\x01"), None);
+        assert_eq!(Reply::decode(b""), None);
+    }
+}

@@ -1,0 +1,9 @@
+//! The key-value interface: what is replicated, and the gRPC service in front of it.
+
+mod application;
+mod command;
+mod service;
+
+pub use application::Kv;
+pub use command::{Command, Pair, Reply};
+pub(crate) use service::KvService;

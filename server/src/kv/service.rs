@@ -1,0 +1,287 @@
+//! The gRPC service `polyraft.kv.v1.Kv`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use polyraft_multiraft::{GroupId, KeyRange};
+use tonic::{Request, Response, Status};
+
+use super::command::{Command, Reply};
+use crate::directory::Route;
+use crate::failure::{Failure, Reason};
+use crate::proto::kv::kv_client::KvClient;
+use crate::proto::kv::kv_server::Kv;
+use crate::proto::kv::{
+    Consistency, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse,
+    ResponseHeader, WriteRequest, WriteResponse,
+};
+use crate::routing::Call;
+use crate::server::Server;
+
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 4096;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct KvService(pub(crate) Arc<Server>);
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let call = Call::new(request.metadata(), true);
+        Ok(Response::new(self.0.get(request.into_inner(), call).await?))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let PutRequest { key, value, group } = request.into_inner();
+        let command = Command {
+            mutations: vec![(key, Some(value))],
+            ..Command::default()
+        };
+        let (_, header) = self.0.write(command, group, call).await?;
+        Ok(Response::new(PutResponse {
+            header: Some(header),
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let DeleteRequest { key, group } = request.into_inner();
+        let command = Command {
+            mutations: vec![(key, None)],
+            ..Command::default()
+        };
+        let (_, header) = self.0.write(command, group, call).await?;
+        Ok(Response::new(DeleteResponse {
+            header: Some(header),
+        }))
+    }
+
+    async fn write(
+        &self,
+        request: Request<WriteRequest>,
+    ) -> Result<Response<WriteResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let WriteRequest {
+            conditions,
+            mutations,
+            group,
+        } = request.into_inner();
+        let command = Command {
+            conditions: conditions.into_iter().map(|c| (c.key, c.value)).collect(),
+            mutations: mutations.into_iter().map(|m| (m.key, m.value)).collect(),
+        };
+        let (applied, header) = self.0.write(command, group, call).await?;
+        Ok(Response::new(WriteResponse {
+            applied,
+            header: Some(header),
+        }))
+    }
+}
+
+impl Server {
+    async fn get(&self, request: GetRequest, call: Call) -> Result<GetResponse, Failure> {
+        check_key(&request.key)?;
+        let route = self
+            .find(request.group, std::iter::once(&request.key), call)
+            .await?;
+        let (group, key) = (route.group, &request.key);
+        if request.consistency() == Consistency::Stale {
+            return self.get_stale(group, key);
+        }
+        let local = || self.get_here(group, key, call);
+        // The group goes along: the leader need not look the key up again, and refuses what is not its own.
+        let forwarded = GetRequest {
+            group,
+            ..request.clone()
+        };
+        let remote = |channel| {
+            let request = call.forward(forwarded.clone());
+            async move { Ok(KvClient::new(channel).get(request).await?.into_inner()) }
+        };
+        self.at_leader(group, call, local, remote).await
+    }
+
+    async fn get_here(&self, group: u64, key: &Bytes, call: Call) -> Result<GetResponse, Failure> {
+        let permit = self
+            .ask(group, call, |respond| {
+                self.handle.read(GroupId(group), respond)
+            })
+            .await?;
+        check_range(permit.descriptor.range.as_ref(), key)?;
+        let value = tokio::task::block_in_place(|| self.data.get(&permit.descriptor, key));
+        let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
+        let header = ResponseHeader {
+            leader_store: self.me,
+            ..self.header(group, permit.applied.0)
+        };
+        Ok(GetResponse {
+            value,
+            header: Some(header),
+        })
+    }
+
+    /// What this store holds, or the truth that it holds nothing of the group.
+    fn get_stale(&self, group: u64, key: &Bytes) -> Result<GetResponse, Failure> {
+        let summary = self.handle.summary(GroupId(group));
+        let (Some(descriptor), Some(summary)) = (self.handle.descriptor(GroupId(group)), summary)
+        else {
+            let text = format!(
+                "store {} holds no replica of group {group} to read from",
+                self.me
+            );
+            return Err(Failure::new(Reason::NoGroup, text));
+        };
+        check_range(descriptor.range.as_ref(), key)?;
+        let value = tokio::task::block_in_place(|| self.data.get(&descriptor, key));
+        let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
+        Ok(GetResponse {
+            value,
+            header: Some(self.header(group, summary.basic.applied.0)),
+        })
+    }
+
+    /// Whether the command was applied (its conditions held).
+    async fn write(
+        &self,
+        command: Command,
+        group: u64,
+        call: Call,
+    ) -> Result<(bool, ResponseHeader), Failure> {
+        if command.mutations.is_empty() {
+            return Err(Failure::new(
+                Reason::BadRequest,
+                "a write without any change",
+            ));
+        }
+        command.keys().try_for_each(|key| check_key(key))?;
+        let route = self.find(group, command.keys(), call).await?;
+        let group = route.group;
+        let bytes = command.encode();
+        let local = || self.write_here(group, bytes.clone(), call);
+        let forwarded = to_request(&command, group);
+        let remote = |channel| {
+            let request = call.forward(forwarded.clone());
+            async move {
+                let response = KvClient::new(channel).write(request).await?.into_inner();
+                Ok((response.applied, response.header.unwrap_or_default()))
+            }
+        };
+        self.at_leader(group, call, local, remote).await
+    }
+
+    async fn write_here(
+        &self,
+        group: u64,
+        bytes: Bytes,
+        call: Call,
+    ) -> Result<(bool, ResponseHeader), Failure> {
+        let propose = |respond| self.handle.propose(GroupId(group), bytes, respond);
+        let reply = self.ask(group, call, propose).await?;
+        let applied = match Reply::decode(&reply) {
+            Some(Reply::Applied) => true,
+            Some(Reply::ConditionFailed) => false,
+            Some(Reply::OutOfRange) => {
+                self.directory.forget(group);
+                return Err(Failure::new(
+                    Reason::Stale,
+                    "the keys moved to another group; try again",
+                ));
+            }
+            Some(Reply::Malformed) | None => {
+                let text = "the group answered with something that this version does not know";
+                return Err(Failure::new(Reason::Internal, text).of_unknown_effect());
+            }
+        };
+        let summary = self.handle.summary(GroupId(group)).unwrap_or_default();
+        let header = ResponseHeader {
+            leader_store: self.me,
+            ..self.header(group, summary.basic.applied.0)
+        };
+        Ok((applied, header))
+    }
+
+    /// The one group that holds all `keys`; a group given by number needs no range.
+    async fn find<'a>(
+        &self,
+        group: u64,
+        mut keys: impl Iterator<Item = &'a Bytes>,
+        call: Call,
+    ) -> Result<Arc<Route>, Failure> {
+        if group != 0 {
+            let unknown = || Route {
+                group,
+                ..Route::default()
+            };
+            return Ok(self
+                .route_of_group(group)
+                .unwrap_or_else(|| Arc::new(unknown())));
+        }
+        let first = keys
+            .next()
+            .ok_or_else(|| Failure::new(Reason::BadRequest, "no key"))?;
+        let route = self.route_of_key(first, call).await?;
+        let holds = |key: &Bytes| {
+            route
+                .range
+                .as_ref()
+                .is_some_and(|range| range.contains(key))
+        };
+        if !keys.all(holds) {
+            let text = "the keys of one write must lie in one range: `polyraft group list` shows the ranges";
+            return Err(Failure::new(Reason::BadRequest, text));
+        }
+        Ok(route)
+    }
+
+    fn header(&self, group: u64, applied_index: u64) -> ResponseHeader {
+        let summary = self.handle.summary(GroupId(group));
+        let leader = summary.and_then(|summary| summary.leader_store);
+        ResponseHeader {
+            group,
+            leader_store: leader.map_or(0, |store| store.0),
+            store: self.me,
+            applied_index,
+        }
+    }
+}
+
+fn check_key(key: &Bytes) -> Result<(), Failure> {
+    if key.len() > KEY_BYTES_MAX {
+        let text = format!(
+            "a key of {} bytes exceeds the limit of {KEY_BYTES_MAX} bytes",
+            key.len()
+        );
+        return Err(Failure::new(Reason::TooLarge, text));
+    }
+    Ok(())
+}
+
+fn check_range(range: Option<&KeyRange>, key: &Bytes) -> Result<(), Failure> {
+    match range {
+        Some(range) if !range.contains(key) => Err(Failure::new(
+            Reason::Stale,
+            "the key moved to another group; try again",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn to_request(command: &Command, group: u64) -> WriteRequest {
+    use crate::proto::kv::{Condition, Mutation};
+    let conditions = command.conditions.iter().cloned();
+    let mutations = command.mutations.iter().cloned();
+    WriteRequest {
+        conditions: conditions
+            .map(|(key, value)| Condition { key, value })
+            .collect(),
+        mutations: mutations
+            .map(|(key, value)| Mutation { key, value })
+            .collect(),
+        group,
+    }
+}

@@ -1,0 +1,461 @@
+//! One store's life: open, join a cluster, serve, drain, stop.
+//!
+//! The order matters. At the start: the directory (is it ours?), the port, the cluster, the host, the services. At the
+//! end the other way round: leaderships move while everything still works, then the services stop, then
+//! the host, and last what was applied is flushed, so that the next start has nothing to replay.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use polyraft_multiraft::env::{
+    GroupMessage, Inbound, SnapshotHeader, SnapshotReceiver, SnapshotRefusal, StateMachine,
+};
+use polyraft_multiraft::{Host, HostConfig, HostEnv, HostHandle, StoreId};
+use polyraft_store::{Identity, Store, StoreOptions};
+use polyraft_transport::{GrpcTransport, TransportConfig};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::Router;
+use tonic_health::ServingStatus;
+
+use crate::admin::{ADDRESSES, AdminService, BeforeJoining, InternalService, Joining, say_hello};
+use crate::cli::StartArguments;
+use crate::directory::Directory;
+use crate::kv::{Kv, KvService};
+use crate::peers::{Peers, decode_addresses, encode_addresses};
+use crate::proto::admin::admin_server::AdminServer;
+use crate::proto::admin::internal_server::InternalServer;
+use crate::proto::kv::kv_server::KvServer;
+use crate::server::Server;
+
+/// How long leaderships may take to move away before the store leaves all the same.
+const DRAIN_BOUND: Duration = Duration::from_secs(10);
+/// How long requests under way may take to end after that.
+const CLOSE_BOUND: Duration = Duration::from_secs(1);
+/// How often stores introduce themselves to each other.
+const GREETING_INTERVAL: Duration = Duration::from_secs(5);
+/// How often routes are compared with this store's replicas.
+const ROUTES_INTERVAL: Duration = Duration::from_secs(1);
+/// Largest request, above the host's limit for a command.
+const REQUEST_BYTES_MAX: usize = 16 << 20;
+
+/// Runs a store until it is told to leave.
+pub(crate) async fn run(arguments: StartArguments) -> Result<(), String> {
+    log_to_standard_error(&arguments.log)?;
+    let mut leave = Leave::new()?;
+    let store = open(&arguments).await?;
+    let listener = listen(&arguments)?;
+    let peers = Arc::new(Peers::new(
+        arguments.store_id,
+        addresses(&arguments, &store)?,
+    ));
+    let identity = tokio::select! {
+        identity = identify(&arguments, &store, &peers, &listener) => identity?,
+        () = leave.asked() => return Ok(()),
+    };
+    store
+        .meta()
+        .put_server(ADDRESSES, encode_addresses(&peers.addresses()))
+        .map_err(|e| e.to_string())?;
+    let incarnation = store
+        .meta()
+        .next_incarnation()
+        .map_err(|error| error.to_string())?;
+    tracing::info!(store = arguments.store_id, cluster = format!("{:016x}", identity.cluster),
+        address = %arguments.listen, incarnation, "starting");
+
+    let (failed, failure) = oneshot::channel();
+    let running = start(&arguments, &store, identity, incarnation, peers, failed).await?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", ServingStatus::Serving).await;
+    let router = services(&running.server)?
+        .add_service(health_service)
+        .add_service(running.transport.service());
+    let mut serving = tokio::spawn(serve(router, listener, stopped));
+    let background = tokio::spawn(keep_in_touch(Arc::clone(&running.server)));
+    tracing::info!("serving");
+
+    let ended = tokio::select! {
+        () = leave.asked() => Ok(()),
+        error = failure => Err(error.unwrap_or_else(|_| "the host ended by itself".to_owned())),
+        end = &mut serving => Err(format!("the services ended by themselves: {end:?}")),
+    };
+    background.abort();
+    if ended.is_ok() {
+        health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        tracing::info!("leaving: moving leaderships to other stores");
+        running.server.drain(DRAIN_BOUND).await;
+    }
+    drop(stop.send(()));
+    // Streams of other stores stay open as long as they live: the rest is cut off.
+    if tokio::time::timeout(CLOSE_BOUND, &mut serving)
+        .await
+        .is_err()
+    {
+        serving.abort();
+    }
+    ended?;
+    running.transport.shutdown();
+    let (host, data) = (running.host, Arc::clone(&running.server.data));
+    tokio::task::spawn_blocking(move || {
+        host.stop();
+        data.flush()
+    })
+    .await
+    .map_err(|error| format!("stopping failed: {error}"))?
+    .map_err(|error| format!("the last flush failed: {error}"))?;
+    tracing::info!("left in good order");
+    Ok(())
+}
+
+/// What runs between start and stop.
+struct Running {
+    host: Host,
+    server: Arc<Server>,
+    transport: Arc<GrpcTransport>,
+}
+
+async fn start(
+    arguments: &StartArguments,
+    store: &Store,
+    identity: Identity,
+    incarnation: u64,
+    peers: Arc<Peers>,
+    failed: oneshot::Sender<String>,
+) -> Result<Running, String> {
+    let data = store.state_machine(Kv);
+    let address = peers.address(identity.store.0).unwrap_or_default();
+    let wire = TransportConfig {
+        snapshot_bytes_per_second: arguments.snapshot_rate,
+        ..TransportConfig::new(identity.cluster, identity.store, incarnation, address)
+    };
+    let transport = GrpcTransport::new(wire, Handle::current());
+    let failed = Mutex::new(Some(failed));
+    let env = HostEnv {
+        log: store.log(),
+        state_machine: Arc::clone(&data) as Arc<dyn StateMachine>,
+        transport: Arc::clone(&transport) as Arc<dyn polyraft_multiraft::env::Transport>,
+        on_fatal: Arc::new(move |error| {
+            if let Some(failed) = failed.lock().take() {
+                drop(failed.send(format!("the store cannot go on: {error}")));
+            }
+        }),
+    };
+    let config = host_config(arguments, identity.store);
+    let host = tokio::task::spawn_blocking(move || Host::start(config, env))
+        .await
+        .map_err(|error| format!("recovery failed: {error}"))?
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let handle = host.handle();
+    let inbound = Watch {
+        handle: handle.clone(),
+        peers: Arc::clone(&peers),
+    };
+    transport.start(Arc::new(inbound));
+    let learner = Arc::clone(&peers);
+    transport.on_address(move |store, address| drop(learner.learn(store.0, address)));
+    peers.connect_by(Arc::clone(&transport));
+    let server = Arc::new(Server {
+        me: identity.store.0,
+        cluster: identity.cluster,
+        handle,
+        data,
+        meta: store.meta().clone(),
+        peers,
+        directory: Directory::default(),
+        started: Instant::now(),
+        draining: AtomicBool::new(false),
+        reservations: Mutex::default(),
+    });
+    server.refresh_local_routes();
+    Ok(Running {
+        host,
+        server,
+        transport,
+    })
+}
+
+fn host_config(arguments: &StartArguments, store: StoreId) -> HostConfig {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    HostConfig {
+        workers: arguments.workers.unwrap_or((processors / 2).max(1)),
+        tick: arguments.tick,
+        truncate_keep_entries: arguments.truncate_keep_entries,
+        flush_interval: arguments.flush_interval,
+        ..HostConfig::new(store)
+    }
+}
+
+async fn open(arguments: &StartArguments) -> Result<Store, String> {
+    let path = arguments.data_dir.clone();
+    let shown = path.display().to_string();
+    std::fs::create_dir_all(&path).map_err(|error| format!("cannot create {shown}: {error}"))?;
+    let opened =
+        tokio::task::spawn_blocking(move || Store::open(&path, StoreOptions::default())).await;
+    let opened = opened.map_err(|error| format!("opening {shown} failed: {error}"))?;
+    let store = opened.map_err(|error| format!("cannot open {shown}: {error}"))?;
+    let present = store
+        .meta()
+        .identity()
+        .map_err(|error| format!("cannot open {shown}: {error}"))?;
+    match present {
+        Some(identity) if identity.store.0 != arguments.store_id => Err(format!(
+            "{shown} belongs to store {} of cluster {:016x}, and this was started as store {}: \
+             check --store-id and --data-dir",
+            identity.store, identity.cluster, arguments.store_id
+        )),
+        _ => Ok(store),
+    }
+}
+
+fn listen(arguments: &StartArguments) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(arguments.listen)
+        .map_err(|error| format!("cannot listen on {}: {error}", arguments.listen))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(|error| error.to_string())?;
+    Ok(listener)
+}
+
+/// What was known before, then what the command line says, which is newer.
+fn addresses(arguments: &StartArguments, store: &Store) -> Result<BTreeMap<u64, String>, String> {
+    let kept = store
+        .meta()
+        .get_server(ADDRESSES)
+        .map_err(|error| error.to_string())?;
+    let mut addresses = kept.map(|kept| decode_addresses(&kept)).unwrap_or_default();
+    addresses.extend(arguments.peers.iter().cloned());
+    let own = arguments
+        .advertise
+        .clone()
+        .unwrap_or_else(|| arguments.listen.to_string());
+    addresses.insert(arguments.store_id, own);
+    Ok(addresses)
+}
+
+/// Which cluster this is: as the directory says, or as the other stores or `init` say to a new one.
+async fn identify(
+    arguments: &StartArguments,
+    store: &Store,
+    peers: &Arc<Peers>,
+    listener: &TcpListener,
+) -> Result<Identity, String> {
+    let present = store.meta().identity().map_err(|error| error.to_string())?;
+    if let Some(identity) = present {
+        check_cluster(identity, peers).await?;
+        return Ok(identity);
+    }
+    tracing::info!(store = arguments.store_id, address = %arguments.listen,
+        "new store: waiting for `polyraft init`, or for a store that knows its cluster");
+    let joining = Arc::new(Joining::new(arguments.store_id, Arc::clone(peers)));
+    let listener = listener.try_clone().map_err(|error| error.to_string())?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let router = tonic::transport::Server::builder()
+        .add_service(AdminServer::new(BeforeJoining(Arc::clone(&joining))))
+        .add_service(InternalServer::new(BeforeJoining(Arc::clone(&joining))));
+    let mut serving = tokio::spawn(serve(router, listener, stopped));
+    let cluster = joining.wait().await;
+    let identity = Identity {
+        cluster,
+        store: StoreId(arguments.store_id),
+    };
+    store
+        .meta()
+        .set_identity(identity)
+        .map_err(|error| error.to_string())?;
+    drop(stop.send(()));
+    if tokio::time::timeout(CLOSE_BOUND, &mut serving)
+        .await
+        .is_err()
+    {
+        serving.abort();
+    }
+    Ok(identity)
+}
+
+/// Stores of another cluster under our peers' addresses are a mistake that must not go unnoticed.
+async fn check_cluster(identity: Identity, peers: &Peers) -> Result<(), String> {
+    let me = identity.store.0;
+    let address = peers.address(me).unwrap_or_default();
+    let greeting = crate::proto::admin::HelloRequest {
+        store: me,
+        cluster: identity.cluster,
+        address,
+    };
+    for store in peers.others() {
+        let Some(hello) = say_hello(peers, store, &greeting).await else {
+            continue;
+        };
+        if hello.cluster != 0 && hello.cluster != identity.cluster {
+            return Err(format!(
+                "the data directory belongs to cluster {:016x}, but the store at {} to cluster {:016x}: \
+                 check --peers and --data-dir",
+                identity.cluster,
+                peers.address(store).unwrap_or_default(),
+                hello.cluster
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn services(server: &Arc<Server>) -> Result<Router, String> {
+    let describe = |error| format!("the descriptors of the interfaces are damaged: {error}");
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let kv =
+        KvServer::new(KvService(Arc::clone(server))).max_decoding_message_size(REQUEST_BYTES_MAX);
+    Ok(tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(2)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(4)))
+        .initial_connection_window_size(8 << 20)
+        .initial_stream_window_size(8 << 20)
+        .add_service(kv)
+        .add_service(AdminServer::new(AdminService(Arc::clone(server))))
+        .add_service(InternalServer::new(InternalService(Arc::clone(server))))
+        .add_service(reflection().build_v1().map_err(describe)?)
+        .add_service(reflection().build_v1alpha().map_err(describe)?))
+}
+
+async fn serve(
+    router: Router,
+    listener: TcpListener,
+    stopped: oneshot::Receiver<()>,
+) -> Result<(), String> {
+    let listener =
+        tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+    let stopped = async {
+        // Told to stop, or nobody is left who could: the same.
+        let _ = stopped.await;
+    };
+    let incoming = TcpListenerStream::new(listener);
+    router
+        .serve_with_incoming_shutdown(incoming, stopped)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+/// Greets the other stores now and then, and keeps the routes fresh.
+async fn keep_in_touch(server: Arc<Server>) {
+    let mut routes = tokio::time::interval(ROUTES_INTERVAL);
+    let mut greetings = tokio::time::interval(GREETING_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = routes.tick() => server.refresh_local_routes(),
+            _ = greetings.tick() => greet(&server).await,
+        }
+    }
+}
+
+async fn greet(server: &Server) {
+    let greeting = server.greeting();
+    let mut news = false;
+    for store in server.peers.others() {
+        let Some(hello) = say_hello(&server.peers, store, &greeting).await else {
+            continue;
+        };
+        if hello.cluster == server.cluster {
+            for (store, address) in &hello.addresses {
+                // A store knows its own address best; of others one hears only what one did not know.
+                if *store == hello.store || server.peers.address(*store).is_none() {
+                    news |= server.peers.learn(*store, address);
+                }
+            }
+        } else if hello.cluster != 0 {
+            tracing::error!(
+                store,
+                address = server.peers.address(store),
+                cluster = format!("{:016x}", hello.cluster),
+                "a store of another cluster answers at this address"
+            );
+        }
+    }
+    if news
+        && let Err(error) = server
+            .meta
+            .put_server(ADDRESSES, encode_addresses(&server.peers.addresses()))
+    {
+        tracing::warn!(%error, "the addresses of the stores could not be kept");
+    }
+}
+
+/// The way in, with an eye on who can be heard.
+struct Watch {
+    handle: HostHandle,
+    peers: Arc<Peers>,
+}
+
+impl Inbound for Watch {
+    fn deliver(&self, from: StoreId, messages: Vec<GroupMessage>) {
+        self.handle.deliver(from, messages);
+    }
+
+    fn store_up(&self, store: StoreId, incarnation: u64) {
+        tracing::info!(%store, incarnation, "store is up");
+        self.peers.set_connected(store.0, true);
+        self.handle.store_up(store, incarnation);
+    }
+
+    fn store_down(&self, store: StoreId) {
+        tracing::warn!(%store, "store cannot be heard");
+        self.peers.set_connected(store.0, false);
+        self.handle.store_down(store);
+    }
+
+    fn begin_snapshot(
+        &self,
+        from: StoreId,
+        header: SnapshotHeader,
+    ) -> Result<Box<dyn SnapshotReceiver>, SnapshotRefusal> {
+        self.handle.begin_snapshot(from, header)
+    }
+}
+
+/// The two ways in which a store is asked to leave.
+struct Leave {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Leave {
+    fn new() -> Result<Self, String> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen =
+            |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn log_to_standard_error(filter: &str) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| format!("--log {filter:?} is no filter: {error}"))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    subscriber
+        .try_init()
+        .map_err(|error| format!("cannot set up logging: {error}"))
+}
