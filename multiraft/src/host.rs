@@ -275,7 +275,7 @@ fn launch(
         Arc::clone(&shared),
     );
     {
-        let (pools, handle, fatal) = (pools.clone(), handle.clone(), fatal.clone());
+        let (pools, handle, fatal) = (pools, handle.clone(), fatal.clone());
         host.threads.push(spawn(format!("s{store}-log"), move || {
             threads::run_log_writer(&writer, &write_end, &pools, &handle, &fatal);
         })?);

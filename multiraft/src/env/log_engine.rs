@@ -63,7 +63,8 @@ pub enum Lifecycle {
 pub struct Recovered {
     /// All replicas that exist, ascending by group.
     pub groups: Vec<RecoveredGroup>,
-    /// All tombstones: group and lowest replica id that may be created.
+    /// Tombstones of groups without a replica here: group and lowest replica id that may be
+    /// created. Where there is a replica, its own id is that bound.
     pub tombstones: Vec<(GroupId, ReplicaId)>,
 }
 

@@ -59,7 +59,7 @@ pub(crate) enum Install {
     /// Staged and offered to the core in this pass.
     Offered(StagedSnapshot),
     /// The data is being replaced; then the log is, by this append. Nothing else is done meanwhile.
-    Restoring(Append),
+    Restoring(Box<Append>),
     /// The log is being replaced.
     Writing,
 }

@@ -388,7 +388,7 @@ impl Worker {
             replica: id,
             section,
             sync: true,
-            append: Some(append),
+            append: Some(*append),
             routes,
             created: None,
             destroyed: None,
@@ -417,7 +417,7 @@ impl Worker {
     ) {
         match std::mem::take(&mut replica.install) {
             Install::Offered(staged) => {
-                replica.install = Install::Restoring(append);
+                replica.install = Install::Restoring(Box::new(append));
                 effects.applies.push(ApplyTask::Restore {
                     worker,
                     replica: replica.id,

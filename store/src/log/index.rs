@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use polyraft_core::{EntryId, HardState, Index, ReplicaId, Term};
+use polyraft_core::{Entry, EntryId, HardState, Index, ReplicaId, Term};
 use polyraft_multiraft::GroupId;
 
 use super::record::{ENTRY_HEADER, Section};
@@ -98,43 +98,52 @@ impl LogIndex {
         if let Some(before) = before {
             self.release(before);
         }
-        self.append(sequence, section)?;
+        // The mark first: after a restart it may be all that is left of the entries before these.
         self.truncate(section.group, section.truncated);
+        self.append(sequence, section)?;
         Ok(())
     }
 
+    /// Overwrites whatever is there from the first entry on. Entries up to the truncation mark are not
+    /// needed any more and get no run, but they overwrite too.
     fn append(&mut self, sequence: u64, section: &Section) -> Result<(), &'static str> {
-        let Some(first) = section.entries.first() else {
+        let Some(from) = section.entries.first().map(|entry| entry.index) else {
             return Ok(());
         };
-        self.cut(section.group, first.index);
+        self.cut(section.group, from);
+        self.prune(section.group);
         let Some(group) = self.groups.get_mut(&section.group) else {
             return Ok(());
         };
-        if first.index > group.last().index.next() {
-            return Err("a gap between entries");
-        }
-        let mut offset = section.offset;
-        let mut added = 0;
+        let needed_from = group.truncated.index.next();
+        let needed = |entry: &&Entry| needed_from <= entry.index;
+        let Some(first) = section.entries.iter().find(needed).map(|entry| entry.index) else {
+            return Ok(());
+        };
+        let (mut offset, mut added) = (section.offset, 0);
         for entry in &section.entries {
+            let at = u32::try_from(offset).map_err(|_| "a record is too large")?;
+            offset += ENTRY_HEADER + entry.data.len();
+            if entry.index < first {
+                continue;
+            }
             match group.runs.last_mut() {
-                Some(run)
-                    if run.term == entry.term && added > 0 && run.last.next() == entry.index =>
-                {
-                    run.last = entry.index;
-                }
+                Some(run) if added > 0 && run.term == entry.term => run.last = entry.index,
                 _ => {
-                    let offset = u32::try_from(offset).map_err(|_| "a record is too large")?;
+                    let place = Place::Hot {
+                        sequence,
+                        offset: at,
+                    };
+                    let (first, last, term) = (entry.index, entry.index, entry.term);
                     group.runs.push(Run {
-                        first: entry.index,
-                        last: entry.index,
-                        term: entry.term,
-                        place: Place::Hot { sequence, offset },
+                        first,
+                        last,
+                        term,
+                        place,
                     });
                     added += 1;
                 }
             }
-            offset += ENTRY_HEADER + entry.data.len();
         }
         self.runs += added;
         for _ in 0..added {
@@ -163,7 +172,7 @@ impl LogIndex {
     }
 
     /// Entries up to `to` are not needed any more.
-    fn truncate(&mut self, group: GroupId, to: EntryId) {
+    pub(crate) fn truncate(&mut self, group: GroupId, to: EntryId) {
         let Some(index) = self.groups.get_mut(&group) else {
             return;
         };
@@ -171,6 +180,15 @@ impl LogIndex {
             return;
         }
         index.truncated = to;
+        self.prune(group);
+    }
+
+    /// Forgets runs of which nothing is needed any more.
+    fn prune(&mut self, group: GroupId) {
+        let Some(index) = self.groups.get_mut(&group) else {
+            return;
+        };
+        let to = index.truncated;
         let dead = index.runs.partition_point(|run| run.last <= to.index);
         let gone: Vec<Run> = index.runs.drain(..dead).collect();
         if index.runs.is_empty() {
@@ -190,6 +208,31 @@ impl LogIndex {
         self.forget(&gone);
         if let Some(newest) = newest {
             self.release(newest);
+        }
+    }
+
+    /// Cuts what an overwritten suffix left behind whose overwriting is not to be seen any more, and checks
+    /// that what remains is one log.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(crate) fn finish(&mut self, group: GroupId, last: EntryId) -> Result<(), &'static str> {
+        self.cut(group, last.index.next());
+        self.prune(group);
+        let Some(index) = self.groups.get(&group) else {
+            return Err("a section of a replica that does not exist");
+        };
+        let mut next = index.truncated.index.next();
+        for run in &index.runs {
+            if next < run.first {
+                return Err("a gap between entries");
+            }
+            next = run.last.next();
+        }
+        if index.last() == last {
+            Ok(())
+        } else {
+            Err("the last entry is missing")
         }
     }
 

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use polyraft_core::{Durable, Entry, Index, Term};
+use polyraft_core::{Durable, Entry, EntryId, Index, Term};
 use polyraft_multiraft::GroupId;
 use polyraft_multiraft::env::{
     Lifecycle, LogBatch, LogEngine, LogError, LogSection, LogStats, Recovered, RecoveredGroup,
@@ -357,6 +357,7 @@ impl Plan {
             group,
             hard_state: next.hard_state,
             truncated: next.truncated,
+            last: next.last(),
             entries: section.entries.clone(),
             offset: 0,
         });
@@ -396,21 +397,29 @@ impl<D: Disk> LogEngine for RaftLog<D> {
             as_of.insert(group, state.as_of());
             load(&mut index, group, state);
         }
-        let mut start = keys::record(0);
-        loop {
-            let page = self
-                .disk
-                .scan(Cf::Log, &start, None, RECORDS_PER_PAGE)
-                .map_err(translate)?;
-            let Some((last, _)) = page.last() else { break };
-            start = keys::after(last);
-            for (key, value) in page {
-                let sequence = keys::parse_record(&key).ok_or_else(|| {
-                    LogError::Fatal("a key in the column family log is malformed".to_owned())
-                })?;
-                next = next.max(sequence + 1);
-                replay(&mut index, sequence, &value, &as_of)?;
+        // First how each group's log ends up: records whose entries were truncated or overwritten may be
+        // gone, so that in between the log need not be one, and an overwritten suffix may show again.
+        let mut marks: BTreeMap<GroupId, (EntryId, EntryId)> = BTreeMap::new();
+        self.each_record(|sequence, value| {
+            next = next.max(sequence + 1);
+            for section in decode_live(sequence, value, &as_of)? {
+                // The newest section says how the log is now.
+                marks.insert(section.group, (section.truncated, section.last));
             }
+            Ok(())
+        })?;
+        for (group, (truncated, _)) in &marks {
+            index.truncate(*group, *truncated);
+        }
+        self.each_record(|sequence, value| replay(&mut index, sequence, value, &as_of))?;
+        for (group, (_, last)) in marks {
+            let damaged = |why: &str| {
+                LogError::Fatal(format!(
+                    "the log of group {group} cannot be trusted ({why}): \
+                 this store must be rebuilt from the others"
+                ))
+            };
+            index.finish(group, last).map_err(damaged)?;
         }
         let mut recovered = Recovered {
             groups: index
@@ -535,6 +544,30 @@ impl<D: Disk> RaftLog<D> {
         self.disk.scan(cf, &[], None, usize::MAX).map_err(translate)
     }
 
+    /// Every hot record in order.
+    fn each_record(
+        &self,
+        mut visit: impl FnMut(u64, &Bytes) -> Result<(), LogError>,
+    ) -> Result<(), LogError> {
+        let mut start = keys::record(0);
+        loop {
+            let page = self
+                .disk
+                .scan(Cf::Log, &start, None, RECORDS_PER_PAGE)
+                .map_err(translate)?;
+            let Some((last, _)) = page.last() else {
+                return Ok(());
+            };
+            start = keys::after(last);
+            for (key, value) in page {
+                let sequence = keys::parse_record(&key).ok_or_else(|| {
+                    LogError::Fatal("a key in the column family log is malformed".to_owned())
+                })?;
+                visit(sequence, &value)?;
+            }
+        }
+    }
+
     fn read_runs(
         &self,
         group: GroupId,
@@ -622,6 +655,8 @@ fn load(index: &mut LogIndex, group: GroupId, state: Settled) {
                 newest: None,
             };
             index.groups.insert(group, found);
+            // From now on the replica's own id says which ids are gone.
+            index.tombstones.remove(&group);
         }
         Settled::Tombstone { next_replica, .. } => {
             index.groups.remove(&group);
@@ -630,26 +665,35 @@ fn load(index: &mut LogIndex, group: GroupId, state: Settled) {
     }
 }
 
+fn cannot_trust(sequence: u64, why: &str) -> LogError {
+    LogError::Fatal(format!(
+        "log record {sequence} cannot be trusted ({why}): \
+         this store must be rebuilt from the others"
+    ))
+}
+
+/// The sections of a record that are not void.
+fn decode_live(
+    sequence: u64,
+    value: &Bytes,
+    as_of: &BTreeMap<GroupId, u64>,
+) -> Result<Vec<Section>, LogError> {
+    let mut sections = record::decode(value).map_err(|why| cannot_trust(sequence, why))?;
+    sections.retain(|section| {
+        as_of
+            .get(&section.group)
+            .is_none_or(|as_of| sequence > *as_of)
+    });
+    Ok(sections)
+}
+
 fn replay(
     index: &mut LogIndex,
     sequence: u64,
     value: &Bytes,
     as_of: &BTreeMap<GroupId, u64>,
 ) -> Result<(), LogError> {
-    let damaged = |why: &str| {
-        LogError::Fatal(format!(
-            "log record {sequence} cannot be trusted ({why}): this store must be rebuilt from the others"
-        ))
-    };
-    let sections = record::decode(value).map_err(damaged)?;
-    let live: Vec<Section> = sections
-        .into_iter()
-        .filter(|section| {
-            as_of
-                .get(&section.group)
-                .is_none_or(|as_of| sequence > *as_of)
-        })
-        .collect();
+    let live = decode_live(sequence, value, as_of)?;
     let groups = live.iter().map(|section| section.group).collect();
     let bytes = value.len() as u64;
     index.records.insert(
@@ -662,7 +706,9 @@ fn replay(
     );
     index.hot_bytes += bytes;
     for section in &live {
-        index.apply(sequence, section).map_err(damaged)?;
+        index
+            .apply(sequence, section)
+            .map_err(|why| cannot_trust(sequence, why))?;
     }
     index.release(sequence);
     Ok(())

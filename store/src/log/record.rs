@@ -3,7 +3,7 @@
 //! ```text
 //! version u8 = 1 | sections u32 | section * | crc32 u32 over all before it
 //! section: group u64 | hard state (term u64, vote u64, commit u64) | truncated (term u64, index u64)
-//!        | first index u64 | count u32 | (term u64 | kind u8 | length u32 | payload) * count
+//!        | last (term u64, index u64) | first index u64 | count u32 | (term u64 | kind u8 | length u32 | payload) * count
 //! ```
 //! Integers are big-endian. A section always carries the whole small state of its group, so that the
 //! newest section of a group is all that is needed of its state, and older records only hold entries.
@@ -13,6 +13,8 @@ use polyraft_core::{Entry, EntryId, EntryKind, HardState, Index, ReplicaId, Term
 use polyraft_multiraft::GroupId;
 
 pub(crate) const VERSION: u8 = 1;
+/// Bytes of a section before its entries.
+const SECTION_HEADER: usize = 9 * 8 + 4;
 /// Bytes of an entry beside its payload.
 pub(crate) const ENTRY_HEADER: usize = 8 + 1 + 4;
 
@@ -22,6 +24,8 @@ pub(crate) struct Section {
     pub(crate) group: GroupId,
     pub(crate) hard_state: HardState,
     pub(crate) truncated: EntryId,
+    /// The last entry of the log after this section.
+    pub(crate) last: EntryId,
     pub(crate) entries: Vec<Entry>,
     /// Where the entries begin in the record; filled when encoded or decoded.
     pub(crate) offset: usize,
@@ -34,7 +38,7 @@ pub(crate) fn encode(sections: &mut [Section]) -> Bytes {
         .flat_map(|section| &section.entries)
         .map(|entry| ENTRY_HEADER + entry.data.len())
         .sum();
-    let mut out = BytesMut::with_capacity(9 + payload + sections.len() * 60);
+    let mut out = BytesMut::with_capacity(9 + payload + sections.len() * SECTION_HEADER);
     out.put_u8(VERSION);
     out.put_u32(u32::try_from(sections.len()).expect("a batch is bounded"));
     for section in sections {
@@ -44,6 +48,8 @@ pub(crate) fn encode(sections: &mut [Section]) -> Bytes {
         out.put_u64(section.hard_state.commit.0);
         out.put_u64(section.truncated.term.0);
         out.put_u64(section.truncated.index.0);
+        out.put_u64(section.last.term.0);
+        out.put_u64(section.last.index.0);
         out.put_u64(section.entries.first().map_or(0, |entry| entry.index.0));
         out.put_u32(u32::try_from(section.entries.len()).expect("a batch is bounded"));
         section.offset = out.len();
@@ -89,7 +95,7 @@ pub(crate) fn decode(record: &Bytes) -> Result<Vec<Section>, &'static str> {
     let count = at.get_u32();
     let mut sections = Vec::new();
     for _ in 0..count {
-        if at.remaining() < 60 {
+        if at.remaining() < SECTION_HEADER {
             return Err("cut short");
         }
         let group = GroupId(at.get_u64());
@@ -99,6 +105,7 @@ pub(crate) fn decode(record: &Bytes) -> Result<Vec<Section>, &'static str> {
             commit: Index(at.get_u64()),
         };
         let truncated = EntryId::new(at.get_u64(), at.get_u64());
+        let last = EntryId::new(at.get_u64(), at.get_u64());
         let first = Index(at.get_u64());
         let entries_count = at.get_u32();
         let offset = body.len() - at.remaining();
@@ -110,6 +117,7 @@ pub(crate) fn decode(record: &Bytes) -> Result<Vec<Section>, &'static str> {
             group,
             hard_state,
             truncated,
+            last,
             entries,
             offset,
         });
@@ -164,8 +172,9 @@ mod tests {
                 commit: Index(6),
             },
             truncated: EntryId::new(1, 5),
+            last: EntryId::new(2, 7),
             entries: vec![entry],
-            offset: 65,
+            offset: 81,
         }
     }
 
@@ -176,6 +185,7 @@ mod tests {
             \0\0\0\0\0\0\0\x01\
             \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x06\
             \0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x05\
+            \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x07\
             \0\0\0\0\0\0\0\x07\0\0\0\x01\
             \0\0\0\0\0\0\0\x02\0\0\0\0\x02hi";
         assert_eq!(&bytes[..bytes.len() - 4], golden);

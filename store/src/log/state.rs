@@ -160,7 +160,7 @@ mod tests {
             \0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x01\
             \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04";
         assert_eq!(&bytes[..bytes.len() - 4], golden);
-        assert_eq!(Settled::decode(&bytes), Ok(state.clone()));
+        assert_eq!(Settled::decode(&bytes), Ok(state));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
