@@ -18,7 +18,7 @@ use window::Window;
 use crate::entry::Entry;
 use crate::error::{Error, StorageError};
 use crate::event::{Event, LogCursors};
-use crate::ready::{Fetched, Snapshot};
+use crate::ready::Snapshot;
 use crate::storage::Storage;
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
@@ -375,14 +375,17 @@ impl<S: Storage> Log<S> {
     }
 
     /// Entries that were fetched from the disk are kept until they have been used.
-    pub(crate) fn keep_fetched(&mut self, fetched: &Fetched, entries: Vec<Entry>) {
-        let first = self.first_index();
-        self.window.put(
-            fetched.fetch.replica,
-            entries,
-            first,
-            self.unstable.offset(),
-        );
+    ///
+    /// The read may have overtaken a write, or the other way round: an entry may have been
+    /// overwritten since, even by one leader and back under another. Only those that this log has are
+    /// kept; their term tells, and terms are always known.
+    pub(crate) fn keep_fetched(&mut self, replica: ReplicaId, mut entries: Vec<Entry>) {
+        let (first, end) = (self.first_index(), self.unstable.offset());
+        entries.retain(|entry| first <= entry.index && entry.index < end);
+        let own = entries.iter().take_while(|entry| self.matches(entry.id()));
+        let own = own.count();
+        entries.truncate(own);
+        self.window.put(replica, entries);
     }
 
     pub(crate) fn release_fetched(&mut self, replica: ReplicaId) {

@@ -29,16 +29,9 @@ impl Window {
         Some(cut(run, max_bytes).to_vec())
     }
 
-    /// Keeps the part of `entries` that the log still has on disk, `[first, end)`.
-    pub(crate) fn put(
-        &mut self,
-        replica: ReplicaId,
-        mut entries: Vec<Entry>,
-        first: Index,
-        end: Index,
-    ) {
+    /// Keeps `entries`, which the log has on disk, in place of what was kept for `replica`.
+    pub(crate) fn put(&mut self, replica: ReplicaId, entries: Vec<Entry>) {
         self.release(replica);
-        entries.retain(|entry| first <= entry.index && entry.index < end);
         if !entries.is_empty() {
             self.runs.push((replica, entries));
         }

@@ -34,12 +34,10 @@ impl<S: Storage> Raft<S> {
                 self.handle_snapshot(from, snapshot)
             }
             Payload::Propose { entries } => self.forward_proposal(entries),
-            Payload::ReadIndex { context } => {
-                if !self.leader.is_none() {
-                    self.send(self.leader, Payload::ReadIndex { context });
-                }
-                Ok(())
-            }
+            // A read is passed on once only, by whoever was asked for it: the answer goes to the one
+            // who sends, and means nothing to a replica in between but what its own reads would
+            // take it for. Whoever asked the wrong replica asks again.
+            Payload::ReadIndex { .. } => Ok(()),
             Payload::ReadIndexResponse { index, context } => {
                 if self.reads.len() < self.params.max_pending_reads {
                     self.reads.push(ReadState { index, context });

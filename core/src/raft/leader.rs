@@ -89,8 +89,13 @@ impl<S: Storage> Raft<S> {
                 return Ok(());
             }
             // A target that could not take over within an election timeout will not.
-            if let Some(leader) = self.leader_data_mut() {
-                leader.transferee = None;
+            let gave_up = self
+                .leader_data_mut()
+                .and_then(|leader| leader.transferee.take());
+            if gave_up.is_some() {
+                // The transfer may have stood in the way of leaving a joint configuration, and there
+                // may be no further entry whose application would try again.
+                self.leave_joint_if_due(self.log.applied())?;
             }
         }
         let every = self.params.heartbeat_ticks;
@@ -176,11 +181,12 @@ impl<S: Storage> Raft<S> {
         if !member || leader.transferee.is_some() || entries.is_empty() {
             return Err(ProposeError::Dropped);
         }
+        let mut pending = leader.pending_conf_index;
         for (at, entry) in entries.iter_mut().enumerate() {
             let Some(change) = decode_change(entry)? else {
                 continue;
             };
-            let refusal = refuse_change(&change, &self.config, leader.pending_conf_index, applied);
+            let refusal = refuse_change(&change, &self.config, pending, applied);
             match refusal {
                 Some(reason) if validate => {
                     self.events.push(Event::ConfChangeIgnored {
@@ -191,11 +197,15 @@ impl<S: Storage> Raft<S> {
                     });
                     *entry = Entry::default();
                 }
-                _ => leader.pending_conf_index = last.plus(at as u64 + 1),
+                _ => pending = last.plus(at as u64 + 1),
             }
         }
         if !self.append_as_leader(entries).map_err(proposal)? {
             return Err(ProposeError::UncommittedLimit);
+        }
+        // Only now: what was dropped must not stand in the way of the next change.
+        if let Some(leader) = self.leader_data_mut() {
+            leader.pending_conf_index = pending;
         }
         self.broadcast_append().map_err(proposal)
     }
@@ -358,6 +368,8 @@ impl<S: Storage> Raft<S> {
         let Role::Leader(leader) = &mut self.role else {
             return Ok(());
         };
+        // No number counts that was not given to a read yet.
+        let read = leader.reads.given(read);
         let Some(progress) = leader.progress_mut(from) else {
             return Ok(());
         };

@@ -115,7 +115,8 @@ impl<S: Storage> Raft<S> {
         let HardState { term, vote, commit } = initial.hard_state;
         this.term = term;
         this.vote = vote;
-        this.log.commit_to(commit)?;
+        // The commit index need not have reached the disk, but what is applied was committed.
+        this.log.commit_to(commit.max(config.applied))?;
         if config.applied > Index(0) {
             this.log.applied_to(config.applied, 0)?;
         }
@@ -266,6 +267,7 @@ impl<S: Storage> Raft<S> {
     }
 
     pub(crate) fn step(&mut self, message: Message) -> Result<(), StepError> {
+        check_numbers(&message)?;
         let kind = message.payload.kind();
         if message.term == Term(0) {
             // Forwarded proposals and reads are of no term; nothing else may claim that.
@@ -445,10 +447,9 @@ impl<S: Storage> Raft<S> {
         let replica = fetched.fetch.replica;
         self.fetching.retain(|id| *id != replica);
         match fetched.entries {
-            Ok(ref entries) => {
-                let entries = entries.clone();
-                check_run(&fetched, &entries)?;
-                self.log.keep_fetched(&fetched, entries);
+            Ok(entries) => {
+                check_run(fetched.fetch.low, &entries)?;
+                self.log.keep_fetched(replica, entries);
             }
             // Truncated meanwhile: whoever needed it finds that out and gets a snapshot.
             Err(StorageError::Compacted | StorageError::TemporarilyUnavailable) => {}
@@ -471,13 +472,47 @@ impl<S: Storage> Raft<S> {
 }
 
 /// What comes from a disk is looked at as closely as what comes from the network.
-fn check_run(fetched: &Fetched, entries: &[Entry]) -> Result<(), Error> {
-    let mut index = fetched.fetch.low;
+fn check_run(low: Index, entries: &[Entry]) -> Result<(), Error> {
+    let mut index = low;
     for entry in entries {
         if entry.index != index {
             return Err(StorageError::Corrupt(index).into());
         }
         index = index.next();
+    }
+    Ok(())
+}
+
+/// No term or index of a group that works comes near this; what is larger would overflow.
+const LARGEST_NUMBER: u64 = u64::MAX >> 1;
+
+/// The gate for numbers from outside: behind it they can be added to without overflow.
+fn check_numbers(message: &Message) -> Result<(), StepError> {
+    let largest = match &message.payload {
+        Payload::Append { prev, commit, .. } => prev.index.0.max(prev.term.0).max(commit.0),
+        Payload::AppendResponse { index, reject } => {
+            let hint = reject.unwrap_or_default();
+            index.0.max(hint.index.0).max(hint.term.0)
+        }
+        Payload::Vote { last, .. } => last.index.0.max(last.term.0),
+        Payload::Heartbeat { commit, .. } => commit.0,
+        Payload::Snapshot(snapshot) => {
+            let last = snapshot.meta.last;
+            if last.term > message.term {
+                return Err(malformed(message, "a snapshot of a future term"));
+            }
+            last.index.0
+        }
+        Payload::ReadIndexResponse { index, .. } => index.0,
+        Payload::VoteResponse { .. }
+        | Payload::HeartbeatResponse { .. }
+        | Payload::Propose { .. }
+        | Payload::TransferLeader
+        | Payload::TimeoutNow
+        | Payload::ReadIndex { .. } => 0,
+    };
+    if largest.max(message.term.0) > LARGEST_NUMBER {
+        return Err(malformed(message, "a number out of range"));
     }
     Ok(())
 }

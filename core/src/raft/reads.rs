@@ -49,6 +49,11 @@ impl ReadQueue {
         self.waiting.back().map_or(0, |waiting| waiting.number)
     }
 
+    /// `number`, if it was given to a read already; else the largest that was.
+    pub(super) fn given(&self, number: u64) -> u64 {
+        number.min(self.number)
+    }
+
     fn len(&self) -> usize {
         self.waiting.len() + self.postponed.len()
     }
