@@ -9,88 +9,73 @@ fn stores(ids: &[u64]) -> BTreeSet<u64> {
     ids.iter().copied().collect()
 }
 
-/// Runs a change of membership until it succeeds; a change that is refused because another one is under way
-/// or the leader just moved is tried again, as an operator would.
-#[track_caller]
-fn change(cluster: &Cluster, arguments: &[&str]) {
-    eventually(&arguments.join(" "), || cluster.cli(arguments).success());
+/// A change of membership and the members that it leads to.
+struct Change<'a> {
+    arguments: &'a [&'a str],
+    voters: &'a [u64],
+    learners: &'a [u64],
 }
 
+/// Makes the change and waits until the group has the members. A change is refused while another one is under
+/// way, and one whose answer was lost with its leader is refused the second time: it is tried again
+/// until it succeeds or is seen to have been made.
 #[track_caller]
-fn wait_for(cluster: &Cluster, group: u64, voters: &[u64], learners: &[u64]) -> GroupView {
-    eventually("the members to be as asked for", || {
-        let view = cluster.describe(group)?;
-        let right = view.voters == stores(voters) && view.learners == stores(learners);
-        if right {
-            Ok(view)
-        } else {
-            Err(format!("{view:?}"))
+fn change(cluster: &Cluster, group: u64, change: &Change<'_>) -> GroupView {
+    let number = group.to_string();
+    let (verb, options) = change.arguments.split_first().expect("a verb");
+    let arguments = [&["group", verb, &number], options].concat();
+    let mut refusals = Vec::new();
+    eventually(&arguments.join(" "), || {
+        if let Err(refusal) = cluster.cli(&arguments).success() {
+            refusals.push(refusal);
         }
+        let view = cluster.describe(group)?;
+        if view.voters == stores(change.voters) && view.learners == stores(change.learners) {
+            return Ok(view);
+        }
+        Err(format!("{view:?} after {refusals:#?}"))
     })
 }
 
-/// Learner, promotion, removal, and a joint replacement, each on a group that is being written.
+/// Learner, promotion, removal of the leader, and a joint replacement, each on a group that is being written.
 #[test]
 fn members_change_under_load() {
-    let mut cluster = Cluster::start(Options {
-        groups: 1,
-        ..Options::default()
-    });
+    let mut cluster = Cluster::start(Options { groups: 1, ..Options::default() });
     let fourth = cluster.add_store().to_string();
     let group = cluster.groups().expect("groups")[0];
-    let id = group.to_string();
     let workload = Workload::start("members", Mix::FreshKeys, cluster.clients(3));
     workload.wait_for_progress(30);
     let before = cluster.describe(group).expect("described");
     assert_eq!(before.voters, stores(&[1, 2, 3]));
 
-    change(&cluster, &["group", "add-learner", &id, "--store", &fourth]);
-    wait_for(&cluster, group, &[1, 2, 3], &[4]);
+    let arguments = ["add-learner", "--store", &fourth];
+    let learner = Change { arguments: &arguments, voters: &[1, 2, 3], learners: &[4] };
+    change(&cluster, group, &learner);
     workload.wait_for_progress(20);
 
-    change(&cluster, &["group", "promote", &id, "--store", &fourth]);
-    wait_for(&cluster, group, &[1, 2, 3, 4], &[]);
+    let arguments = ["promote", "--store", &fourth];
+    let promoted = Change { arguments: &arguments, voters: &[1, 2, 3, 4], learners: &[] };
+    change(&cluster, group, &promoted);
     workload.wait_for_progress(20);
 
     // The leader itself goes: the others must elect without being told.
     let leader = cluster.leader_of(group);
-    change(
-        &cluster,
-        &["group", "remove", &id, "--store", &leader.to_string()],
-    );
     let rest: Vec<u64> = (1..=4).filter(|store| *store != leader).collect();
-    wait_for(&cluster, group, &rest, &[]);
+    let arguments = ["remove", "--store", &leader.to_string()];
+    let removed = change(&cluster, group, &Change { arguments: &arguments, voters: &rest, learners: &[] });
     workload.wait_for_progress(20);
 
-    // One step from three stores to three others, two of them the same.
+    // It comes back in the place of another one, in a single step. Its store remembers that it was removed.
     let gone = rest[0];
-    change(
-        &cluster,
-        &[
-            "group",
-            "replace",
-            &id,
-            "--from",
-            &gone.to_string(),
-            "--to",
-            &leader.to_string(),
-        ],
-    );
     let now: Vec<u64> = (1..=4).filter(|store| *store != gone).collect();
-    let after = wait_for(&cluster, group, &now, &[]);
+    let arguments = ["replace", "--from", &gone.to_string(), "--to", &leader.to_string()];
+    let after = change(&cluster, group, &Change { arguments: &arguments, voters: &now, learners: &[] });
     workload.wait_for_progress(20);
 
     assert!(after.membership_epoch > before.membership_epoch);
-    let returned = after
-        .replicas
-        .iter()
-        .filter(|replica| before.replicas.contains(replica))
-        .count();
-    assert_eq!(
-        returned,
-        3 - before.voters.difference(&stores(&now)).count() - usize::from(now.contains(&leader)),
-        "a store that comes back gets a new replica id: {before:?} {after:?}"
-    );
+    let new: Vec<u64> = after.replicas.iter().copied().filter(|id| !removed.replicas.contains(id)).collect();
+    assert_eq!(new.len(), 1, "one replica is new: {removed:?} {after:?}");
+    assert!(!before.replicas.contains(&new[0]), "a store that comes back is a new replica: {before:?} {after:?}");
 
     let mut history = workload.finish();
     history.read_back(&mut cluster.connect());
@@ -100,32 +85,21 @@ fn members_change_under_load() {
 /// The log that a new learner would need is gone: it can only be fed by a snapshot, and has the data then.
 #[test]
 fn a_new_learner_is_fed_by_snapshot() {
-    let mut options = Options {
-        groups: 1,
-        ..Options::default()
-    };
-    options.start = vec!["--truncate-keep-entries".to_owned(), "8".to_owned()];
-    let mut cluster = Cluster::start(options);
+    let start = ["--truncate-keep-entries", "8", "--flush-interval", "1s"].map(str::to_owned).to_vec();
+    let mut cluster = Cluster::start(Options { groups: 1, start, ..Options::default() });
     let group = cluster.groups().expect("groups")[0];
-    let id = group.to_string();
+    let empty = cluster.describe(group).expect("described").truncated;
     let workload = Workload::start("snapshot", Mix::FreshKeys, cluster.clients(3));
-    eventually("the log to be truncated", || {
-        match cluster.describe(group)?.truncated {
-            0 => Err("nothing truncated yet".to_owned()),
-            truncated => Ok(truncated),
-        }
+    eventually("the log to be truncated", || match cluster.describe(group)?.truncated {
+        truncated if truncated > empty + 20 => Ok(()),
+        truncated => Err(format!("truncated up to {truncated}")),
     });
 
     let fourth = cluster.add_store();
-    change(
-        &cluster,
-        &["group", "add-learner", &id, "--store", &fourth.to_string()],
-    );
-    change(
-        &cluster,
-        &["group", "promote", &id, "--store", &fourth.to_string()],
-    );
-    wait_for(&cluster, group, &[1, 2, 3, 4], &[]);
+    let arguments = ["add-learner", "--store", &fourth.to_string()];
+    change(&cluster, group, &Change { arguments: &arguments, voters: &[1, 2, 3], learners: &[4] });
+    let arguments = ["promote", "--store", &fourth.to_string()];
+    change(&cluster, group, &Change { arguments: &arguments, voters: &[1, 2, 3, 4], learners: &[] });
     let mut history = workload.finish();
     history.read_back(&mut cluster.connect());
     history.assert_linearizable();
@@ -134,17 +108,14 @@ fn a_new_learner_is_fed_by_snapshot() {
     let there = [cluster.store(fourth).address().to_owned()];
     for (key, value) in history.acknowledged_puts() {
         eventually("the new store to have all data", || {
-            let read = cluster
-                .cli_at(&there, &["kv", "get", key, "--stale", "-o", "json"])
-                .success()?
-                .json()?;
-            if read["value"] == value {
-                Ok(())
-            } else {
-                Err(format!("{key}: {read} instead of {value}"))
-            }
+            let read = cluster.cli_at(&there, &["kv", "get", key, "--stale", "-o", "json"]).success()?.json()?;
+            if read["value"] == value { Ok(()) } else { Err(format!("{key}: {read} instead of {value}")) }
         });
     }
+    let status = cluster.cli_at(&there, &["status", "-o", "json"]).success().expect("status").json().expect("JSON");
+    let stores = status["stores"].as_array().expect("stores");
+    let status = stores.iter().find(|status| status["store"] == fourth).expect("the new store");
+    assert!(status["counters"]["snapshots_installed"].as_u64() > Some(0), "no snapshot was needed: {status}");
 }
 
 /// Leadership goes where it is told to.
@@ -154,15 +125,11 @@ fn leadership_moves_on_request() {
     let group = cluster.groups().expect("groups")[0];
     let id = group.to_string();
     for to in [1, 2, 3, 1] {
-        change(
-            &cluster,
-            &["group", "transfer", &id, "--to", &to.to_string()],
-        );
-        eventually("the leader to have moved", || {
-            match cluster.describe(group)?.leader {
-                Some(leader) if leader == to => Ok(()),
-                other => Err(format!("the leader is {other:?}")),
-            }
+        let arguments = ["group", "transfer", &id, "--to", &to.to_string()];
+        eventually("a transfer", || cluster.cli(&arguments).success());
+        eventually("the leader to have moved", || match cluster.describe(group)?.leader {
+            Some(leader) if leader == to => Ok(()),
+            other => Err(format!("the leader is {other:?}")),
         });
     }
 }
