@@ -5,6 +5,7 @@
 mod args;
 mod group;
 mod kv;
+mod load;
 mod output;
 mod status;
 
@@ -12,8 +13,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub(crate) use self::args::StartArguments;
 use self::args::{Arguments, Verb};
+pub(crate) use self::args::{DemoArguments, StartArguments};
 use crate::client::Client;
 
 /// Parses the command line, does what it says, and gives the exit code.
@@ -54,6 +55,8 @@ async fn dispatch(verb: Verb) -> Result<(), String> {
         Verb::Status { connection } => status::status(&connection).await,
         Verb::Group { verb } => group::run(verb).await,
         Verb::Kv { verb } => kv::run(verb).await,
+        Verb::Load(arguments) => load::run(arguments).await,
+        Verb::Demo(arguments) => crate::demo::run(arguments).await,
     }
 }
 

@@ -1,14 +1,14 @@
 //! The ready server: thousands of Raft groups behind a key-value and an admin interface over gRPC.
 //!
-//! The one place where core, host, store and transport meet. It decides nothing about consensus: it turns requests
-//! into calls of a [`HostHandle`](polyraft_multiraft::HostHandle), forwards them to the store that leads, and
-//! turns refusals into gRPC statuses by one table ([`failure`]).
+//! The one place where core, host, store and transport meet. It decides nothing about consensus: it
+//! turns requests into calls of a [`HostHandle`](polyraft_multiraft::HostHandle), forwards them to
+//! the store that leads, and turns refusals into gRPC statuses by one table ([`failure`]).
 //!
 //! # Contract
 //! * Any store answers any request; it forwards what another store leads, until the client's deadline.
 //! * A request is tried again only if it certainly had no effect. Every failure says whether it had one.
-//! * A linearizable read sees every write acknowledged before it; a write is acknowledged after a majority has
-//!   synced it and the leader has applied it.
+//! * A linearizable read sees every write acknowledged before it; a write is acknowledged after a
+//!   majority has synced it and the leader has applied it.
 //! * SIGTERM moves leaderships away, flushes, and ends the process with 0.
 //!
 //! # Where things are
@@ -17,6 +17,7 @@
 //! | [`kv`], `admin` | the two interfaces, and what is replicated |
 //! | `routing`, `directory`, `peers` | from a key to the store that leads its group |
 //! | `node` | start, join, drain, stop |
+//! | `load`, `demo` | load generator; three stores on one machine, with a crash |
 //! | [`cli`] | what the user typed; [`client`] for programs |
 #![forbid(unsafe_code)]
 
@@ -28,7 +29,9 @@ pub mod peers;
 pub mod proto;
 
 mod admin;
+mod demo;
 mod directory;
+mod load;
 mod node;
 mod routing;
 mod server;

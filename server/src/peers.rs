@@ -1,7 +1,8 @@
 //! The other stores: where they listen, which of them can be heard, and channels for requests to them.
 //!
-//! Addresses come from the command line, from stores that introduce themselves, and from what was learned before a
-//! restart. An address is a hint: the transport and `Hello` check who answers there.
+//! Addresses come from the command line, from stores that introduce themselves, and from what was
+//! learned before a restart. An address is a hint: the transport and `Hello` check who answers
+//! there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use polyraft_multiraft::StoreId;
-use polyraft_transport::GrpcTransport;
+use polyraft_transport::{GrpcTransport, TransportStats};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long a connection may take to be made.
@@ -80,6 +81,15 @@ impl Peers {
             transport.set_address(StoreId(store), address.to_owned());
         }
         true
+    }
+
+    /// What the transport did since its start.
+    #[must_use]
+    pub fn transport_stats(&self) -> TransportStats {
+        self.transport
+            .get()
+            .map(|transport| transport.stats())
+            .unwrap_or_default()
     }
 
     /// From now on `transport` hears of every address, beginning with those that are known.

@@ -124,7 +124,13 @@ impl Admin for AdminService {
 impl Server {
     fn status_here(&self) -> StoreStatus {
         let stats = self.handle.stats();
+        let wire = self.peers.transport_stats();
         let counters = [
+            ("frames_out", wire.frames_out),
+            ("messages_out", wire.messages_out),
+            ("frames_in", wire.frames_in),
+            ("wire_dropped", wire.dropped),
+            ("wire_refused", wire.refused),
             ("passes", stats.passes),
             ("proposals", stats.proposals),
             ("proposal_bytes", stats.proposal_bytes),

@@ -83,6 +83,16 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: GroupVerb,
     },
+    /// Put load on a cluster and measure it.
+    #[command(
+        after_help = "Examples:\n  polyraft load --concurrency 256 --duration 30s\n  \
+        polyraft load --rate 5000 --zipf 1.1 --json result.json\n  \
+        polyraft load --history history.jsonl --keys 5 --concurrency 8"
+    )]
+    Load(LoadArguments),
+    /// Three stores on this machine, 1,000 groups, load, a crash, and a cluster to play with.
+    #[command(after_help = "Examples:\n  polyraft demo\n  polyraft demo --no-wait --groups 100")]
+    Demo(DemoArguments),
     /// Keys: get, put, delete, compare and swap.
     #[command(
         after_help = "Examples:\n  polyraft kv put color blue\n  polyraft kv get color\n  \
@@ -139,6 +149,57 @@ pub(crate) struct StartArguments {
         default_value = "info"
     )]
     pub(crate) log: String,
+}
+
+/// What load, and for how long.
+#[derive(Clone, Debug, Args)]
+pub(super) struct LoadArguments {
+    /// How long.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub(super) duration: Duration,
+    /// Clients; with --rate the most requests under way.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(super) concurrency: u32,
+    /// Requests per second, whatever the answers do (open loop) [default: as fast as answers come].
+    #[arg(long, value_name = "N")]
+    pub(super) rate: Option<f64>,
+    /// Bytes of a value.
+    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    pub(super) value_bytes: usize,
+    /// Of a hundred requests so many are reads.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub(super) reads: u32,
+    /// Exponent of a power law over groups; 0: all alike.
+    #[arg(long, value_name = "S", default_value_t = 0.0)]
+    pub(super) zipf: f64,
+    /// Keys in each group; with --history keys in all, which the clients contend for [default: 1000, 5].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) keys: Option<u64>,
+    /// Write the figures here as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// Get, put, delete and swap a few keys, and write every operation here, one JSON line each.
+    #[arg(long, value_name = "FILE")]
+    pub(super) history: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+/// How the demonstration goes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DemoArguments {
+    /// Ranges, each a Raft group of three replicas.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) groups: u64,
+    /// How long the load goes on; a store is killed in the middle.
+    #[arg(long, value_name = "TIME", default_value = "12s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// Clients.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) concurrency: u32,
+    /// End after the summary instead of leaving the cluster running.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -40,7 +40,10 @@ fn change(cluster: &Cluster, group: u64, change: &Change<'_>) -> GroupView {
 /// Learner, promotion, removal of the leader, and a joint replacement, each on a group that is being written.
 #[test]
 fn members_change_under_load() {
-    let mut cluster = Cluster::start(Options { groups: 1, ..Options::default() });
+    let mut cluster = Cluster::start(Options {
+        groups: 1,
+        ..Options::default()
+    });
     let fourth = cluster.add_store().to_string();
     let group = cluster.groups().expect("groups")[0];
     let workload = Workload::start("members", Mix::FreshKeys, cluster.clients(3));
@@ -49,12 +52,20 @@ fn members_change_under_load() {
     assert_eq!(before.voters, stores(&[1, 2, 3]));
 
     let arguments = ["add-learner", "--store", &fourth];
-    let learner = Change { arguments: &arguments, voters: &[1, 2, 3], learners: &[4] };
+    let learner = Change {
+        arguments: &arguments,
+        voters: &[1, 2, 3],
+        learners: &[4],
+    };
     change(&cluster, group, &learner);
     workload.wait_for_progress(20);
 
     let arguments = ["promote", "--store", &fourth];
-    let promoted = Change { arguments: &arguments, voters: &[1, 2, 3, 4], learners: &[] };
+    let promoted = Change {
+        arguments: &arguments,
+        voters: &[1, 2, 3, 4],
+        learners: &[],
+    };
     change(&cluster, group, &promoted);
     workload.wait_for_progress(20);
 
@@ -62,20 +73,50 @@ fn members_change_under_load() {
     let leader = cluster.leader_of(group);
     let rest: Vec<u64> = (1..=4).filter(|store| *store != leader).collect();
     let arguments = ["remove", "--store", &leader.to_string()];
-    let removed = change(&cluster, group, &Change { arguments: &arguments, voters: &rest, learners: &[] });
+    let removed = change(
+        &cluster,
+        group,
+        &Change {
+            arguments: &arguments,
+            voters: &rest,
+            learners: &[],
+        },
+    );
     workload.wait_for_progress(20);
 
     // It comes back in the place of another one, in a single step. Its store remembers that it was removed.
     let gone = rest[0];
     let now: Vec<u64> = (1..=4).filter(|store| *store != gone).collect();
-    let arguments = ["replace", "--from", &gone.to_string(), "--to", &leader.to_string()];
-    let after = change(&cluster, group, &Change { arguments: &arguments, voters: &now, learners: &[] });
+    let arguments = [
+        "replace",
+        "--from",
+        &gone.to_string(),
+        "--to",
+        &leader.to_string(),
+    ];
+    let after = change(
+        &cluster,
+        group,
+        &Change {
+            arguments: &arguments,
+            voters: &now,
+            learners: &[],
+        },
+    );
     workload.wait_for_progress(20);
 
     assert!(after.membership_epoch > before.membership_epoch);
-    let new: Vec<u64> = after.replicas.iter().copied().filter(|id| !removed.replicas.contains(id)).collect();
+    let new: Vec<u64> = after
+        .replicas
+        .iter()
+        .copied()
+        .filter(|id| !removed.replicas.contains(id))
+        .collect();
     assert_eq!(new.len(), 1, "one replica is new: {removed:?} {after:?}");
-    assert!(!before.replicas.contains(&new[0]), "a store that comes back is a new replica: {before:?} {after:?}");
+    assert!(
+        !before.replicas.contains(&new[0]),
+        "a store that comes back is a new replica: {before:?} {after:?}"
+    );
 
     let mut history = workload.finish();
     history.read_back(&mut cluster.connect());
@@ -85,21 +126,45 @@ fn members_change_under_load() {
 /// The log that a new learner would need is gone: it can only be fed by a snapshot, and has the data then.
 #[test]
 fn a_new_learner_is_fed_by_snapshot() {
-    let start = ["--truncate-keep-entries", "8", "--flush-interval", "1s"].map(str::to_owned).to_vec();
-    let mut cluster = Cluster::start(Options { groups: 1, start, ..Options::default() });
+    let start = ["--truncate-keep-entries", "8", "--flush-interval", "1s"]
+        .map(str::to_owned)
+        .to_vec();
+    let mut cluster = Cluster::start(Options {
+        groups: 1,
+        start,
+        ..Options::default()
+    });
     let group = cluster.groups().expect("groups")[0];
     let empty = cluster.describe(group).expect("described").truncated;
     let workload = Workload::start("snapshot", Mix::FreshKeys, cluster.clients(3));
-    eventually("the log to be truncated", || match cluster.describe(group)?.truncated {
-        truncated if truncated > empty + 20 => Ok(()),
-        truncated => Err(format!("truncated up to {truncated}")),
+    eventually("the log to be truncated", || {
+        match cluster.describe(group)?.truncated {
+            truncated if truncated > empty + 20 => Ok(()),
+            truncated => Err(format!("truncated up to {truncated}")),
+        }
     });
 
     let fourth = cluster.add_store();
     let arguments = ["add-learner", "--store", &fourth.to_string()];
-    change(&cluster, group, &Change { arguments: &arguments, voters: &[1, 2, 3], learners: &[4] });
+    change(
+        &cluster,
+        group,
+        &Change {
+            arguments: &arguments,
+            voters: &[1, 2, 3],
+            learners: &[4],
+        },
+    );
     let arguments = ["promote", "--store", &fourth.to_string()];
-    change(&cluster, group, &Change { arguments: &arguments, voters: &[1, 2, 3, 4], learners: &[] });
+    change(
+        &cluster,
+        group,
+        &Change {
+            arguments: &arguments,
+            voters: &[1, 2, 3, 4],
+            learners: &[],
+        },
+    );
     let mut history = workload.finish();
     history.read_back(&mut cluster.connect());
     history.assert_linearizable();
@@ -108,14 +173,32 @@ fn a_new_learner_is_fed_by_snapshot() {
     let there = [cluster.store(fourth).address().to_owned()];
     for (key, value) in history.acknowledged_puts() {
         eventually("the new store to have all data", || {
-            let read = cluster.cli_at(&there, &["kv", "get", key, "--stale", "-o", "json"]).success()?.json()?;
-            if read["value"] == value { Ok(()) } else { Err(format!("{key}: {read} instead of {value}")) }
+            let read = cluster
+                .cli_at(&there, &["kv", "get", key, "--stale", "-o", "json"])
+                .success()?
+                .json()?;
+            if read["value"] == value {
+                Ok(())
+            } else {
+                Err(format!("{key}: {read} instead of {value}"))
+            }
         });
     }
-    let status = cluster.cli_at(&there, &["status", "-o", "json"]).success().expect("status").json().expect("JSON");
+    let status = cluster
+        .cli_at(&there, &["status", "-o", "json"])
+        .success()
+        .expect("status")
+        .json()
+        .expect("JSON");
     let stores = status["stores"].as_array().expect("stores");
-    let status = stores.iter().find(|status| status["store"] == fourth).expect("the new store");
-    assert!(status["counters"]["snapshots_installed"].as_u64() > Some(0), "no snapshot was needed: {status}");
+    let status = stores
+        .iter()
+        .find(|status| status["store"] == fourth)
+        .expect("the new store");
+    assert!(
+        status["counters"]["snapshots_installed"].as_u64() > Some(0),
+        "no snapshot was needed: {status}"
+    );
 }
 
 /// Leadership goes where it is told to.
@@ -127,9 +210,11 @@ fn leadership_moves_on_request() {
     for to in [1, 2, 3, 1] {
         let arguments = ["group", "transfer", &id, "--to", &to.to_string()];
         eventually("a transfer", || cluster.cli(&arguments).success());
-        eventually("the leader to have moved", || match cluster.describe(group)?.leader {
-            Some(leader) if leader == to => Ok(()),
-            other => Err(format!("the leader is {other:?}")),
+        eventually("the leader to have moved", || {
+            match cluster.describe(group)?.leader {
+                Some(leader) if leader == to => Ok(()),
+                other => Err(format!("the leader is {other:?}")),
+            }
         });
     }
 }

@@ -1,0 +1,52 @@
+//! `polyraft load`.
+#![allow(clippy::print_stdout)]
+
+use std::sync::Arc;
+
+use super::args::{LoadArguments, Output};
+use crate::load::{self, Options, Target};
+
+pub(super) async fn run(arguments: LoadArguments) -> Result<(), String> {
+    let LoadArguments {
+        connection, json, ..
+    } = &arguments;
+    if arguments
+        .rate
+        .is_some_and(|rate| rate.is_nan() || rate <= 0.0)
+    {
+        return Err("--rate must be greater than 0".to_owned());
+    }
+    let target = Target::find(&connection.endpoints, connection.timeout).await?;
+    let options = Options {
+        duration: arguments.duration,
+        concurrency: arguments.concurrency as usize,
+        rate: arguments.rate,
+        value_bytes: arguments.value_bytes,
+        reads_percent: arguments.reads,
+        zipf: arguments.zipf,
+        keys: arguments
+            .keys
+            .unwrap_or(if arguments.history.is_some() { 5 } else { 1000 }),
+        history: arguments.history.clone(),
+        remember: false,
+        timeout: connection.timeout,
+    };
+    let people = connection.output == Output::Table;
+    let outcome = load::run(options, Arc::new(target), |line| {
+        if people {
+            println!("{line}");
+        }
+    })
+    .await?;
+    let report = &outcome.report;
+    if let Some(path) = json {
+        let text = format!("{:#}\n", report.json());
+        std::fs::write(path, text)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    match connection.output {
+        Output::Table => println!("\n{}", report.summary()),
+        Output::Json => println!("{}", report.json()),
+    }
+    Ok(())
+}

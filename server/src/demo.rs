@@ -1,0 +1,245 @@
+//! `polyraft demo`: three store processes on loopback, load, a `kill -9`, and the proof that
+//! nothing was lost.
+#![allow(clippy::print_stdout)]
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::cli::DemoArguments;
+use crate::client::Client;
+use crate::load::{self, Options, Target};
+use crate::proto::admin::{InitRequest, ListGroupsRequest};
+
+const STORES: u64 = 3;
+/// How long the cluster may take to begin, and to be whole again after the crash.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs the demonstration.
+pub(crate) async fn run(arguments: DemoArguments) -> Result<(), String> {
+    let demo = Demo::start()?;
+    tokio::select! {
+        result = demo.perform(&arguments) => result,
+        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| error.to_string()),
+    }
+}
+
+/// The three processes; ended when this is dropped, and their directory removed.
+struct Demo {
+    children: tokio::sync::Mutex<Vec<Child>>,
+    endpoints: Vec<String>,
+    directory: TempDir,
+}
+
+impl Demo {
+    fn start() -> Result<Self, String> {
+        let directory = tempfile::Builder::new().prefix("polyraft-demo-").tempdir();
+        let directory =
+            directory.map_err(|error| format!("cannot make a temporary directory: {error}"))?;
+        let endpoints = free_addresses().map_err(|error| format!("no free port: {error}"))?;
+        let children: Result<Vec<Child>, String> = (1..=STORES)
+            .map(|store| start_store(store, &endpoints, directory.path()))
+            .collect();
+        Ok(Self {
+            children: tokio::sync::Mutex::new(children?),
+            endpoints,
+            directory,
+        })
+    }
+
+    async fn perform(&self, arguments: &DemoArguments) -> Result<(), String> {
+        println!(
+            "three stores in {}: {}",
+            self.directory.path().display(),
+            self.endpoints.join(", ")
+        );
+        let begun = Instant::now();
+        self.init(arguments.groups).await?;
+        println!(
+            "{} groups of three replicas, each with a leader, after {:.1?}\n",
+            arguments.groups,
+            begun.elapsed()
+        );
+
+        let target = Arc::new(Target::find(&self.endpoints, PATIENCE).await?);
+        let options = Options {
+            duration: arguments.duration,
+            concurrency: arguments.concurrency as usize,
+            rate: None,
+            value_bytes: 128,
+            reads_percent: 0,
+            zipf: 0.0,
+            keys: 1,
+            history: None,
+            remember: true,
+            timeout: Duration::from_secs(5),
+        };
+        let load = load::run(options, target, |line| println!("{line}"));
+        let (outcome, crashed) = tokio::join!(load, self.crash(arguments.duration));
+        crashed?;
+        let outcome = outcome?;
+        println!("\n{}", outcome.report.summary());
+        self.wait_for_leaders(arguments.groups).await?;
+        let verified = outcome.verify(PATIENCE).await?;
+        println!(
+            "verified after the crash: {verified} of {} acknowledged writes, none is lost",
+            outcome.remembered()
+        );
+        if !arguments.no_wait {
+            self.invite();
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    /// In the middle of the load one store is killed and started again.
+    async fn crash(&self, duration: Duration) -> Result<(), String> {
+        let third = duration / 3;
+        tokio::time::sleep(third).await;
+        let mut children = self.children.lock().await;
+        println!("      kill -9 of store 2");
+        children[1]
+            .kill()
+            .await
+            .map_err(|error| format!("cannot kill store 2: {error}"))?;
+        tokio::time::sleep(third).await;
+        println!("      store 2 starts again");
+        children[1] = start_store(2, &self.endpoints, self.directory.path())?;
+        Ok(())
+    }
+
+    async fn init(&self, groups: u64) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let client = Client::new(&self.endpoints, PATIENCE)?;
+        let request = InitRequest {
+            groups,
+            replicas: 0,
+        };
+        while let Err(failure) = client
+            .admin(false, request, |mut c, r| async move { c.init(r).await })
+            .await
+        {
+            self.check_children().await?;
+            if Instant::now() >= deadline {
+                return Err(format!("the cluster did not begin: {}", failure.message));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.wait_for_leaders(groups).await
+    }
+
+    async fn wait_for_leaders(&self, groups: u64) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let client = Client::new(&self.endpoints, Duration::from_secs(10))?;
+        loop {
+            let request = ListGroupsRequest { local: false };
+            let list = client
+                .admin(
+                    true,
+                    request,
+                    |mut c, r| async move { c.list_groups(r).await },
+                )
+                .await;
+            let led = list.map(|list| {
+                list.groups
+                    .iter()
+                    .filter(|group| group.leader_store != 0)
+                    .count() as u64
+            });
+            if led.as_ref().is_ok_and(|led| *led >= groups) {
+                return Ok(());
+            }
+            self.check_children().await?;
+            if Instant::now() >= deadline {
+                return Err(format!("not every group has a leader: {led:?} of {groups}"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// A store that ended by itself says why in its log.
+    async fn check_children(&self) -> Result<(), String> {
+        for (store, child) in (1..).zip(self.children.lock().await.iter_mut()) {
+            if let Ok(Some(status)) = child.try_wait() {
+                let log = std::fs::read_to_string(
+                    self.directory.path().join(format!("store-{store}.log")),
+                );
+                let log = log.unwrap_or_default();
+                let last = log.lines().last().unwrap_or("it said nothing");
+                return Err(format!("store {store} ended ({status}): {last}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn invite(&self) {
+        println!("\nThe cluster runs until Ctrl-C. In another terminal:\n");
+        println!("  export POLYRAFT_ENDPOINTS={}", self.endpoints.join(","));
+        for command in [
+            "status",
+            "kv put hello world",
+            "kv get hello",
+            "group list",
+            "group describe 7",
+            "group transfer 7 --to 3",
+            "load",
+        ] {
+            println!("  polyraft {command}");
+        }
+    }
+}
+
+fn start_store(store: u64, endpoints: &[String], directory: &Path) -> Result<Child, String> {
+    let program =
+        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let log = directory.join(format!("store-{store}.log"));
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log);
+    let log = log.map_err(|error| format!("cannot write a log: {error}"))?;
+    let peers: Vec<String> = (1..)
+        .zip(endpoints)
+        .map(|(id, address)| format!("{id}={address}"))
+        .collect();
+    let own = usize::try_from(store - 1)
+        .ok()
+        .and_then(|at| endpoints.get(at))
+        .ok_or("no such store")?;
+    Command::new(program)
+        .args([
+            "start",
+            "--store-id",
+            &store.to_string(),
+            "--listen",
+            own,
+            "--peers",
+            &peers.join(","),
+        ])
+        .arg("--data-dir")
+        .arg(directory.join(format!("store-{store}")))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        // Ctrl-C in the terminal is for the demo, which ends its stores itself.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("cannot start store {store}: {error}"))
+}
+
+/// All at once, so that they differ.
+fn free_addresses() -> std::io::Result<Vec<String>> {
+    let listeners: std::io::Result<Vec<TcpListener>> = (0..STORES)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect();
+    listeners?
+        .iter()
+        .map(|listener| Ok(listener.local_addr()?.to_string()))
+        .collect()
+}

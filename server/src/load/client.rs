@@ -1,0 +1,353 @@
+//! One client: chooses a request, sends it to the leader, counts the answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tonic::Request;
+
+use super::history::Line;
+use super::{Shared, Target};
+use crate::failure::{Effect, Failure, Reason};
+use crate::proto::kv::kv_client::KvClient;
+use crate::proto::kv::{Condition, GetRequest, Mutation, WriteRequest};
+
+/// What to ask for.
+#[derive(Clone, Debug)]
+enum Action {
+    Get,
+    Put(Bytes),
+    Delete,
+    Cas {
+        expected: Option<Bytes>,
+        value: Bytes,
+    },
+}
+
+/// What was answered: a get's value, or whether a cas wrote.
+#[derive(Debug, Default)]
+struct Answer {
+    value: Option<Bytes>,
+    applied: bool,
+}
+
+/// A write that was acknowledged.
+#[derive(Clone, Debug)]
+pub(crate) struct Acknowledged {
+    group: usize,
+    name: String,
+    value: Bytes,
+}
+
+pub(super) struct Client {
+    shared: Arc<Shared>,
+    number: u64,
+    turn: u64,
+    filler: Bytes,
+    /// The last value seen of each contended key.
+    seen: Vec<Option<Bytes>>,
+    acknowledged: Vec<Acknowledged>,
+}
+
+impl Client {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let number = shared.clients.fetch_add(1, Ordering::Relaxed);
+        let options = &shared.options;
+        let filler: Vec<u8> = (0..options.value_bytes)
+            .map(|_| rand::random_range(b'a'..=b'z'))
+            .collect();
+        let contended = if options.history.is_some() {
+            options.keys as usize
+        } else {
+            0
+        };
+        Self {
+            number,
+            turn: 0,
+            filler: filler.into(),
+            seen: vec![None; contended],
+            acknowledged: Vec::new(),
+            shared,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Vec<Acknowledged> {
+        let shared = Arc::clone(&self.shared);
+        let end = shared.begin + shared.options.duration;
+        loop {
+            let mut begun = Instant::now();
+            if let Some(rate) = shared.options.rate {
+                let n = shared.sequence.fetch_add(1, Ordering::Relaxed);
+                begun = shared.begin + Duration::from_secs_f64(n as f64 / rate);
+                tokio::time::sleep_until(begun.min(end).into()).await;
+            }
+            if begun.max(Instant::now()) >= end {
+                return self.acknowledged;
+            }
+            self.turn += 1;
+            if shared.history.is_some() {
+                self.contend(begun).await;
+            } else {
+                self.write_or_read(begun).await;
+            }
+        }
+    }
+
+    async fn write_or_read(&mut self, begun: Instant) {
+        let options = &self.shared.options;
+        let group = pick(self.shared.target.groups.len(), options.zipf);
+        let reads = !options.remember && rand::random_range(0..100) < options.reads_percent;
+        let name = if options.remember {
+            format!("{}.{}", self.number, self.turn)
+        } else {
+            rand::random_range(0..options.keys.max(1)).to_string()
+        };
+        let action = if reads {
+            Action::Get
+        } else {
+            Action::Put(self.filler.clone())
+        };
+        let result = self.send(group, &name, action).await;
+        self.count(group, begun, &result);
+        if options.remember && result.is_ok() {
+            self.acknowledged.push(Acknowledged {
+                group,
+                name,
+                value: self.filler.clone(),
+            });
+        }
+    }
+
+    /// One operation on one of the contended keys, recorded.
+    async fn contend(&mut self, begun: Instant) {
+        let Some(history) = &self.shared.history else {
+            return;
+        };
+        let key = rand::random_range(0..self.seen.len());
+        let group = key % self.shared.target.groups.len();
+        let name = format!("k{key}");
+        let value = Bytes::from(format!("{}.{}", self.number, self.turn));
+        let action = match rand::random_range(0..20) {
+            0..8 => Action::Get,
+            8..15 => Action::Put(value),
+            15 => Action::Delete,
+            _ => Action::Cas {
+                expected: self.seen[key].clone(),
+                value,
+            },
+        };
+        let clock =
+            |at: Instant| u64::try_from((at - self.shared.begin).as_nanos()).unwrap_or(u64::MAX);
+        let invoke_ns = clock(Instant::now());
+        let result = self.send(group, &name, action.clone()).await;
+        let return_ns = clock(Instant::now());
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(failure) if failure.effect == Effect::None => "fail",
+            Err(_) => "unknown",
+        };
+        let text = |bytes: &Option<Bytes>| {
+            bytes
+                .as_ref()
+                .map(|b| String::from_utf8_lossy(b).into_owned())
+        };
+        let (op, value, expected) = match &action {
+            Action::Get => ("get", None, None),
+            Action::Put(value) => ("put", Some(value.clone()), None),
+            Action::Delete => ("delete", None, None),
+            Action::Cas { expected, value } => ("cas", Some(value.clone()), expected.clone()),
+        };
+        let answered = match (&action, &result) {
+            (Action::Get, Ok(answer)) => text(&answer.value),
+            (Action::Cas { .. }, Ok(answer)) => Some(answer.applied.to_string()),
+            _ => None,
+        };
+        history.write(&Line {
+            client: self.number,
+            op,
+            key: &name,
+            value: text(&value).as_deref(),
+            expected: text(&expected).as_deref(),
+            result: answered.as_deref(),
+            outcome,
+            invoke_ns,
+            return_ns,
+        });
+        if let (Action::Get, Ok(answer)) = (&action, &result) {
+            self.seen[key].clone_from(&answer.value);
+        }
+        if outcome == "unknown" {
+            self.number = self.shared.clients.fetch_add(1, Ordering::Relaxed);
+        }
+        self.count(group, begun, &result);
+    }
+
+    async fn send(&self, group: usize, name: &str, action: Action) -> Result<Answer, Failure> {
+        let target = &self.shared.target;
+        let result = send(target, group, name, action, self.shared.options.timeout).await;
+        if let Err(failure) = &result {
+            // Nobody gains by asking a store that does not answer again and again.
+            target.learn_leader(group, failure.leader.unwrap_or(0));
+            if failure.is_worth_another_try() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        result
+    }
+
+    fn count(&self, group: usize, begun: Instant, result: &Result<Answer, Failure>) {
+        match result {
+            Ok(_) => {
+                self.shared.progress.acknowledged(begun.elapsed());
+                self.shared.per_group[group].fetch_add(1, Ordering::Relaxed);
+            }
+            Err(failure) => self.shared.progress.failed(failure.reason.word()),
+        }
+    }
+}
+
+impl Acknowledged {
+    /// Reads the write until an answer comes.
+    pub(super) async fn check(&self, target: &Target, deadline: Instant) -> Result<(), String> {
+        loop {
+            let bound = Duration::from_secs(5);
+            match send(target, self.group, &self.name, Action::Get, bound).await {
+                Ok(answer) if answer.value.as_ref() == Some(&self.value) => return Ok(()),
+                Ok(answer) => {
+                    return Err(format!(
+                        "an acknowledged write is lost: key {} of group {} is {:?}",
+                        self.name, target.groups[self.group].group, answer.value
+                    ));
+                }
+                Err(failure) if Instant::now() >= deadline => return Err(failure.message),
+                Err(failure) => {
+                    target.learn_leader(self.group, failure.leader.unwrap_or(0));
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn send(
+    target: &Target,
+    group: usize,
+    name: &str,
+    action: Action,
+    bound: Duration,
+) -> Result<Answer, Failure> {
+    let reads = matches!(action, Action::Get);
+    let Some(channel) = target.channel(group) else {
+        return Err(Failure::new(Reason::NoGroup, "no store is known"));
+    };
+    let key = target.key(group, name);
+    let number = target.groups[group].group;
+    let mut client = KvClient::new(channel);
+    let answer = async {
+        if reads {
+            let mut request = Request::new(GetRequest {
+                key,
+                consistency: 0,
+                group: number,
+            });
+            request.set_timeout(bound);
+            let answer = client.get(request).await?.into_inner();
+            Ok((
+                Answer {
+                    value: answer.value,
+                    applied: false,
+                },
+                answer.header,
+            ))
+        } else {
+            let mut request = Request::new(to_request(key, action, number));
+            request.set_timeout(bound);
+            let answer = client.write(request).await?.into_inner();
+            Ok((
+                Answer {
+                    value: None,
+                    applied: answer.applied,
+                },
+                answer.header,
+            ))
+        }
+    };
+    match tokio::time::timeout(bound + Duration::from_millis(200), answer).await {
+        Ok(Ok((answer, header))) => {
+            if let Some(header) = header.filter(|header| header.leader_store != 0) {
+                target.learn_leader(group, header.leader_store);
+            }
+            Ok(answer)
+        }
+        Ok(Err(status)) => Err(Failure::from_status(&status, reads)),
+        Err(_) => {
+            let failure = Failure::new(Reason::Timeout, "no answer in time");
+            Err(if reads {
+                failure
+            } else {
+                failure.of_unknown_effect()
+            })
+        }
+    }
+}
+
+fn to_request(key: Bytes, action: Action, group: u64) -> WriteRequest {
+    let (conditions, value) = match action {
+        Action::Cas { expected, value } => (
+            vec![Condition {
+                key: key.clone(),
+                value: expected,
+            }],
+            Some(value),
+        ),
+        Action::Put(value) => (Vec::new(), Some(value)),
+        Action::Get | Action::Delete => (Vec::new(), None),
+    };
+    WriteRequest {
+        conditions,
+        mutations: vec![Mutation { key, value }],
+        group,
+    }
+}
+
+/// A number below `n`: uniform, or small ones more often by a power law with exponent `zipf` (its continuous
+/// form, inverted).
+fn pick(n: usize, zipf: f64) -> usize {
+    if zipf <= 0.0 {
+        return rand::random_range(0..n);
+    }
+    let u: f64 = rand::random();
+    let n = n as f64;
+    let x = if (zipf - 1.0).abs() < 1e-9 {
+        (n + 1.0).powf(u)
+    } else {
+        let power = 1.0 - zipf;
+        (u * ((n + 1.0).powf(power) - 1.0) + 1.0).powf(power.recip())
+    };
+    (x as usize).clamp(1, n as usize) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pick;
+
+    #[test]
+    fn zipf_prefers_small_numbers_and_stays_in_bounds() {
+        for zipf in [0.0, 0.5, 1.0, 1.5] {
+            let mut counts = [0u32; 100];
+            for _ in 0..20_000 {
+                counts[pick(100, zipf)] += 1;
+            }
+            let (first, last) = (
+                counts[..10].iter().sum::<u32>(),
+                counts[90..].iter().sum::<u32>(),
+            );
+            if zipf == 0.0 {
+                assert!(first < 3 * last && last < 3 * first, "{counts:?}");
+            } else {
+                assert!(first > 2 * last, "exponent {zipf}: {counts:?}");
+            }
+        }
+    }
+}
