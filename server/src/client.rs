@@ -1,7 +1,7 @@
 //! A client for programs: calls any store of a cluster, and the next one if that cannot be reached.
 //!
-//! A call is tried at another store only if it certainly had no effect at the first. Results carry the leader's store;
-//! a client that has seen it goes there first for the same group's keys.
+//! A call is tried at another store only if it certainly had no effect at the first. Results carry
+//! the leader's store; a client that has seen it goes there first for the same group's keys.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -28,7 +28,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the stores at `endpoints` (`HOST:PORT`); connects when it is used. Each call may take `timeout`.
+    /// A client of the stores at `endpoints` (`HOST:PORT`); connects when it is used. Each call may
+    /// take `timeout`.
     ///
     /// # Errors
     /// No endpoint is given, or one is no address.
@@ -52,7 +53,8 @@ impl Client {
         })
     }
 
-    /// Calls `call` at one store after the other until one answers or refuses. `reads`: the call changes nothing.
+    /// Calls `call` at one store after the other until one answers or refuses. `reads`: the call
+    /// changes nothing.
     ///
     /// # Errors
     /// The refusal, or that no store could be reached in time.
@@ -106,10 +108,9 @@ impl Client {
             };
             tried += 1;
             // The next call begins elsewhere, unless someone else has moved on already.
-            let elsewhere =
-                self.next
-                    .compare_exchange(at, at + 1, Ordering::Relaxed, Ordering::Relaxed);
-            drop(elsewhere);
+            let _ = self
+                .next
+                .compare_exchange(at, at + 1, Ordering::Relaxed, Ordering::Relaxed);
             let again = failure.effect == Effect::None && failure.is_worth_another_try();
             if !again || Instant::now() >= deadline {
                 return Err(failure);

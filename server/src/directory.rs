@@ -1,7 +1,7 @@
 //! Which group holds a key, and on which stores it lives: a cache of hints.
 //!
-//! The truth is the descriptor that each group replicates. A hint that is out of date leads to a store that says so,
-//! and the router asks again; nothing is ever decided by a hint alone.
+//! The truth is the descriptor that each group replicates. A hint that is out of date leads to a
+//! store that says so, and the router asks again; nothing is ever decided by a hint alone.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Included, Unbounded};
@@ -13,22 +13,22 @@ use polyraft_multiraft::{GroupDescriptor, KeyRange};
 
 /// Where one group is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
+pub(crate) struct Route {
     /// Which group.
-    pub group: u64,
+    pub(crate) group: u64,
     /// Its keys; none: it has keys of its own.
-    pub range: Option<KeyRange>,
+    pub(crate) range: Option<KeyRange>,
     /// Where its members live.
-    pub stores: Vec<u64>,
+    pub(crate) stores: Vec<u64>,
     /// The store that leads, if known; 0: unknown.
-    pub leader: u64,
+    pub(crate) leader: u64,
     /// Counts changes of membership: a route of a later epoch replaces an earlier one.
-    pub epoch: u64,
+    pub(crate) epoch: u64,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Directory {
+pub(crate) struct Directory {
     inner: RwLock<Inner>,
 }
 
@@ -41,7 +41,7 @@ struct Inner {
 impl Directory {
     /// The group that holds `key`.
     #[must_use]
-    pub fn of_key(&self, key: &[u8]) -> Option<Arc<Route>> {
+    pub(crate) fn of_key(&self, key: &[u8]) -> Option<Arc<Route>> {
         let inner = self.inner.read();
         let (_, group) = inner
             .by_start
@@ -57,12 +57,12 @@ impl Directory {
 
     /// Where `group` is.
     #[must_use]
-    pub fn of_group(&self, group: u64) -> Option<Arc<Route>> {
+    pub(crate) fn of_group(&self, group: u64) -> Option<Arc<Route>> {
         self.inner.read().groups.get(&group).cloned()
     }
 
     /// Takes a route over, unless a later one is known.
-    pub fn learn(&self, route: Route) {
+    pub(crate) fn learn(&self, route: Route) {
         let mut inner = self.inner.write();
         if let Some(known) = inner.groups.get(&route.group) {
             if known.epoch > route.epoch || **known == route {
@@ -79,7 +79,7 @@ impl Directory {
     }
 
     /// The group is not where it was thought to be, or is no more.
-    pub fn forget(&self, group: u64) {
+    pub(crate) fn forget(&self, group: u64) {
         let mut inner = self.inner.write();
         if let Some(route) = inner.groups.remove(&group)
             && let Some(range) = &route.range

@@ -1,8 +1,9 @@
 //! One store's life: open, join a cluster, serve, drain, stop.
 //!
-//! The order matters. At the start: the directory (is it ours?), the port, the cluster, the host, the services. At the
-//! end the other way round: leaderships move while everything still works, then the services stop, then
-//! the host, and last what was applied is flushed, so that the next start has nothing to replay.
+//! The order matters. At the start: the directory (is it ours?), the port, the cluster, the host,
+//! the services. At the end the other way round: leaderships move while everything still works,
+//! then the services stop, then the host, and last what was applied is flushed, so that the next
+//! start has nothing to replay.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -94,7 +95,7 @@ pub(crate) async fn run(arguments: StartArguments) -> Result<(), String> {
         tracing::info!("leaving: moving leaderships to other stores");
         running.server.drain(DRAIN_BOUND).await;
     }
-    drop(stop.send(()));
+    drop(stop);
     // Streams of other stores stay open as long as they live: the rest is cut off.
     if tokio::time::timeout(CLOSE_BOUND, &mut serving)
         .await
@@ -161,7 +162,9 @@ async fn start(
     };
     transport.start(Arc::new(inbound));
     let learner = Arc::clone(&peers);
-    transport.on_address(move |store, address| drop(learner.learn(store.0, address)));
+    transport.on_address(move |store, address| {
+        learner.learn(store.0, address);
+    });
     peers.connect_by(Arc::clone(&transport));
     let server = Arc::new(Server {
         me: identity.store.0,
@@ -271,7 +274,7 @@ async fn identify(
         .meta()
         .set_identity(identity)
         .map_err(|error| error.to_string())?;
-    drop(stop.send(()));
+    drop(stop);
     if tokio::time::timeout(CLOSE_BOUND, &mut serving)
         .await
         .is_err()

@@ -1,7 +1,8 @@
 //! From a request to the store that leads its group: any store answers, by forwarding.
 //!
-//! A forwarded request carries a mark and is never forwarded again: the store that has the client's request goes on
-//! looking until the client's deadline. It tries again only what certainly had no effect.
+//! A forwarded request carries a mark and is never forwarded again: the store that has the client's
+//! request goes on looking until the client's deadline. It tries again only what certainly had no
+//! effect.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -286,7 +287,8 @@ impl Server {
         })
     }
 
-    /// Asks the host and waits for its answer until the deadline. `reads` decides what a missing answer means.
+    /// Asks the host and waits for its answer until the deadline. `reads` decides what a missing
+    /// answer means.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
         group: u64,

@@ -1,8 +1,8 @@
 //! Groups that are created and destroyed while the stores run.
 //!
-//! The number of a group is never used twice: each store keeps, durably, the lowest number it would still grant, and a
-//! number is taken once a majority of the stores has granted it. Two majorities have a store in common, and
-//! that store grants a number once.
+//! The number of a group is never used twice: each store keeps, durably, the lowest number it would
+//! still grant, and a number is taken once a majority of the stores has granted it. Two majorities
+//! have a store in common, and that store grants a number once.
 
 use bytes::Bytes;
 use polyraft_core::ReplicaId;
@@ -144,7 +144,8 @@ impl Server {
         Ok(view::group(&descriptor, None))
     }
 
-    /// Creates the replicas of a new group, that of the first member last: it campaigns, and the others can vote.
+    /// Creates the replicas of a new group, that of the first member last: it campaigns, and the
+    /// others can vote.
     pub(super) async fn create_replicas(
         &self,
         descriptor: &GroupDescriptor,

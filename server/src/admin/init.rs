@@ -1,8 +1,8 @@
 //! The beginning of a cluster: its number, and the ranges that its key space is cut into.
 //!
-//! A new store does not know its cluster. It waits until `Init` reaches it, or until a store that it knows says which
-//! cluster it belongs to. Of the stores that wait for each other, only the one with the lowest number
-//! draws the cluster's number, so that there cannot be two.
+//! A new store does not know its cluster. It waits until `Init` reaches it, or until a store that
+//! it knows says which cluster it belongs to. Of the stores that wait for each other, only the one
+//! with the lowest number draws the cluster's number, so that there cannot be two.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,10 +64,9 @@ impl Joining {
         let greeting = self.greeting();
         for store in self.peers.others() {
             if let Some(hello) = say_hello(&self.peers, store, &greeting).await {
-                hello
-                    .addresses
-                    .iter()
-                    .for_each(|(store, address)| drop(self.peers.learn(*store, address)));
+                hello.addresses.iter().for_each(|(store, address)| {
+                    self.peers.learn(*store, address);
+                });
                 if hello.cluster != 0 {
                     return self.decide(hello.cluster);
                 }

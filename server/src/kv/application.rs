@@ -16,8 +16,8 @@ impl Application for Kv {
         let Some(command) = Command::decode(&command.data) else {
             return Ok(Reply::Malformed.encode());
         };
-        // The range is the replicated one, so every replica decides alike. A key outside comes from a router that
-        // was behind; it must not reach the transaction, which treats it as a bug.
+        // The range is the replicated one, so every replica decides alike. A key outside comes from
+        // a router that was behind; it must not reach the transaction, which treats it as a bug.
         if let Some(range) = &txn.descriptor().range
             && !command.keys().all(|key| range.contains(key))
         {

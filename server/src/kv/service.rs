@@ -19,7 +19,7 @@ use crate::routing::Call;
 use crate::server::Server;
 
 /// Longest key, in bytes.
-pub const KEY_BYTES_MAX: usize = 4096;
+pub(super) const KEY_BYTES_MAX: usize = 4096;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -158,7 +158,7 @@ impl Server {
                 "a write without any change",
             ));
         }
-        command.keys().try_for_each(|key| check_key(key))?;
+        command.keys().try_for_each(check_key)?;
         let route = self.find(group, command.keys(), call).await?;
         let group = route.group;
         let bytes = command.encode();

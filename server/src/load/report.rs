@@ -112,11 +112,6 @@ impl Totals {
     pub(crate) fn ok(&self) -> u64 {
         self.latency.len()
     }
-
-    /// Requests that did not.
-    pub(crate) fn failed(&self) -> u64 {
-        self.errors.values().sum()
-    }
 }
 
 fn millis(micros: u64) -> String {
