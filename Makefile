@@ -51,7 +51,7 @@ process-tests: build
 	for i in $$(seq $(TIMES)); do echo "run $$i of $(TIMES)"; $(CARGO) test -p polyraft-tests --test process || exit 1; done
 
 bench-core:
-	cargo run --release -p polyraft-benches --bin core
+	cargo run --release -p polyraft-benches --features peers --bin core
 
 bench-log:
 	$(CARGO) run --release -p polyraft-benches --bin log
