@@ -3,7 +3,7 @@
 
 CARGO := scripts/with-rocksdb cargo
 
-.PHONY: help demo test quick lint fmt build release conformance process-tests bench-core bench-log bench-puts bench-idle codegen clean
+.PHONY: help demo test quick lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
 
 help:
 	@echo "make demo           three stores, 1,000 groups, load, a kill -9, and a cluster to play with"
@@ -14,6 +14,7 @@ help:
 	@echo "make release        the binary, optimised (target/release/polyraft)"
 	@echo "make conformance    etcd's own data files against the core"
 	@echo "make process-tests  the whole-process tests alone; TIMES=10 repeats them"
+	@echo "make interop        a Python client, by generated stubs and by reflection (needs pip and a network once)"
 	@echo "make bench-core | bench-log | bench-puts | bench-idle   figures (see benches/README.md)"
 	@echo "make codegen        regenerate the committed protobuf code"
 
@@ -49,6 +50,9 @@ TIMES ?= 1
 process-tests: build
 	$(CARGO) test -p polyraft-tests --no-run
 	for i in $$(seq $(TIMES)); do echo "run $$i of $(TIMES)"; $(CARGO) test -p polyraft-tests --test process || exit 1; done
+
+interop: build
+	scripts/interop
 
 bench-core:
 	cargo run --release -p polyraft-benches --features peers --bin core

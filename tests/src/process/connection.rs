@@ -14,9 +14,13 @@ use crate::workload::{Answer, KeyValue};
 const CALL_BOUND: Duration = Duration::from_secs(60);
 
 /// See the module.
+///
+/// The keys of workloads begin with two hexadecimal digits, which become the first byte of the real
+/// key: so they lie in all ranges, however the key space is cut.
 #[derive(Debug, Clone)]
 pub struct Connection {
     endpoints: String,
+    stale: bool,
 }
 
 impl Cluster {
@@ -24,6 +28,15 @@ impl Cluster {
     pub fn connect(&self) -> Connection {
         Connection {
             endpoints: self.endpoints().join(","),
+            stale: false,
+        }
+    }
+
+    /// A connection that reads what the store of this number holds itself.
+    pub fn connect_stale(&mut self, store: u64) -> Connection {
+        Connection {
+            endpoints: self.store(store).address().to_owned(),
+            stale: true,
         }
     }
 
@@ -36,11 +49,12 @@ impl Cluster {
 }
 
 impl Connection {
-    fn run(&self, arguments: &[&str]) -> Finished {
+    fn run(&self, verb: &str, key: &str, more: &[&str]) -> Finished {
+        let (first, rest) = key.split_at(2);
+        let key = format!("{first}{}", hex(rest));
         let mut command = Command::new(binary());
-        command
-            .args(arguments)
-            .args(["--endpoints", &self.endpoints, "-o", "json"]);
+        command.args(["kv", verb, &key]).args(more);
+        command.args(["--hex", "--endpoints", &self.endpoints, "-o", "json"]);
         run(&mut command, CALL_BOUND)
     }
 }
@@ -48,28 +62,44 @@ impl Connection {
 impl KeyValue for Connection {
     fn call(&mut self, key: &str, action: &Action) -> Answer {
         let finished = match action {
-            Action::Get { .. } => self.run(&["kv", "get", key]),
-            Action::Put { value } => self.run(&["kv", "put", key, value]),
-            Action::Delete => self.run(&["kv", "delete", key]),
+            Action::Get { .. } if self.stale => self.run("get", key, &["--stale"]),
+            Action::Get { .. } => self.run("get", key, &[]),
+            Action::Put { value } => self.run("put", key, &[&hex(value)]),
+            Action::Delete => self.run("delete", key, &[]),
             Action::Cas {
-                expected: Some(expected),
-                value,
-                ..
-            } => self.run(&["kv", "cas", key, "--expected", expected, value]),
-            Action::Cas {
-                expected: None,
-                value,
-                ..
-            } => self.run(&["kv", "cas", key, "--absent", value]),
+                expected, value, ..
+            } => match expected {
+                Some(expected) => {
+                    self.run("cas", key, &["--expected", &hex(expected), &hex(value)])
+                }
+                None => self.run("cas", key, &["--absent", &hex(value)]),
+            },
         };
         let said = match finished.success().and_then(|finished| finished.json()) {
             Ok(said) => said,
             Err(reason) => return Answer::Unknown(reason),
         };
-        let value = said["value"].as_str().map(str::to_owned);
+        let value = match said["value_hex"].as_str().map(from_hex) {
+            Some(Err(problem)) => return Answer::Unknown(problem),
+            Some(Ok(value)) => Some(value),
+            None => None,
+        };
         Answer::Done {
             value,
             swapped: said["swapped"] == true,
         }
     }
+}
+
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(hex: &str) -> Result<String, String> {
+    let pairs = hex.as_bytes().chunks(2);
+    let bytes: Option<Vec<u8>> = pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect();
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    text.ok_or_else(|| format!("the value is no text of ours: {hex}"))
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use polyraft_tests::linearizability::Action;
 use polyraft_tests::process::{Cluster, GroupView, Options, eventually};
-use polyraft_tests::workload::{Mix, Workload};
+use polyraft_tests::workload::{Answer, KeyValue, Mix, Workload};
 
 fn stores(ids: &[u64]) -> BTreeSet<u64> {
     ids.iter().copied().collect()
@@ -170,20 +171,20 @@ fn a_new_learner_is_fed_by_snapshot() {
     history.assert_linearizable();
 
     // What the new store itself holds, without asking the leader.
-    let there = [cluster.store(fourth).address().to_owned()];
+    let mut own = cluster.connect_stale(fourth);
     for (key, value) in history.acknowledged_puts() {
+        let expected = Answer::Done {
+            value: Some(value.to_owned()),
+            swapped: false,
+        };
         eventually("the new store to have all data", || {
-            let read = cluster
-                .cli_at(&there, &["kv", "get", key, "--stale", "-o", "json"])
-                .success()?
-                .json()?;
-            if read["value"] == value {
-                Ok(())
-            } else {
-                Err(format!("{key}: {read} instead of {value}"))
+            match own.call(key, &Action::Get { result: None }) {
+                answer if answer == expected => Ok(()),
+                other => Err(format!("{key}: {other:?} instead of {value}")),
             }
         });
     }
+    let there = [cluster.store(fourth).address().to_owned()];
     let status = cluster
         .cli_at(&there, &["status", "-o", "json"])
         .success()
