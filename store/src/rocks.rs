@@ -64,7 +64,8 @@ impl RocksDisk {
         let families = Cf::ALL
             .map(|cf| ColumnFamilyDescriptor::new(cf.name(), cf_options(cf, options, &cache)));
         let db = DB::open_cf_descriptors(&db_options(options), path, families).map_err(|error| {
-            if error.to_string().contains("lock") {
+            // Not any error that mentions a "block".
+            if error.kind() == ErrorKind::IOError && error.to_string().contains("/LOCK:") {
                 let path = path.display();
                 return DiskError::Fatal(format!(
                     "{path} is in use by another process; stop it or choose another directory ({error})"
@@ -175,12 +176,15 @@ fn bounds(end: Option<&[u8]>) -> ReadOptions {
 impl Disk for RocksDisk {
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
         let mut out = WriteBatch::default();
-        for (cf, change) in &batch {
-            let family = self.family(*cf)?;
-            match change {
-                Change::Put(key, value) => out.put_cf(&family, key, value),
-                Change::Delete(key) => out.delete_cf(&family, key),
-                Change::DeleteRange(start, end) => out.delete_range_cf(&family, start, end),
+        // A look-up takes a lock and compares names: once per run of one family, not once per change.
+        for changes in batch.chunk_by(|(a, _), (b, _)| a == b) {
+            let family = self.family(changes[0].0)?;
+            for (_, change) in changes {
+                match change {
+                    Change::Put(key, value) => out.put_cf(&family, key, value),
+                    Change::Delete(key) => out.delete_cf(&family, key),
+                    Change::DeleteRange(start, end) => out.delete_range_cf(&family, start, end),
+                }
             }
         }
         let mut write = WriteOptions::default();

@@ -130,6 +130,11 @@ enum Step {
     Crash {
         keep: usize,
     },
+    /// What is written from here on waits to be one batch.
+    Together {
+        count: usize,
+        sync: bool,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -147,6 +152,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (1u64..5).prop_map(|group| Step::Destroy { group }),
         4 => Just(Step::Settle),
         2 => (0usize..4).prop_map(|keep| Step::Crash { keep }),
+        6 => (1usize..5, any::<bool>()).prop_map(|(count, sync)| Step::Together { count, sync }),
     ];
     prop::collection::vec(step, 1..80)
 }
@@ -223,7 +229,7 @@ fn section(step: &Step, world: &World, serial: u64) -> Option<LogSection> {
             let next_replica = ReplicaId(model.replica.0 + 1);
             section.lifecycle = Some(Lifecycle::Destroy { next_replica });
         }
-        Step::Settle | Step::Crash { .. } => return None,
+        Step::Settle | Step::Crash { .. } | Step::Together { .. } => return None,
     }
     Some(section)
 }
@@ -254,34 +260,96 @@ const OPTIONS: LogOptions = LogOptions {
     settle_groups_max: 2,
 };
 
-fn run(steps: &[Step]) {
-    let mut disk = MemoryDisk::new();
-    let mut log = RaftLog::new(disk.clone(), OPTIONS);
-    log.recover().unwrap();
-    let mut world = World::default();
-    for (serial, step) in (0..).zip(steps) {
-        if let Some(section) = section(step, &world, serial) {
-            let batch = LogBatch {
-                sync: true,
-                sections: vec![section.clone()],
-            };
-            let _receipt = log.write(&batch).unwrap();
-            world.apply(&section);
+/// What happens to a disk when the power goes: how many of the writes that were not synced are kept.
+trait Crash: Disk + Clone {
+    /// The disk afterwards, and how many were kept.
+    fn power_cut(self, keep: usize, unsynced: usize) -> (Self, usize);
+}
+
+impl Crash for MemoryDisk {
+    fn power_cut(self, keep: usize, unsynced: usize) -> (Self, usize) {
+        (self.crash(keep), keep.min(unsynced))
+    }
+}
+
+/// A log, the model, and what a crash may go back to.
+struct Run<D> {
+    log: RaftLog<D>,
+    world: World,
+    /// Worlds since the last sync, which is the first: one for each write since.
+    durable: Vec<World>,
+    /// Sections that wait, for how many more, and whether they will be synced.
+    waiting: (Vec<LogSection>, usize, bool),
+}
+
+impl<D: Crash> Run<D> {
+    fn write(&mut self, section: LogSection) {
+        let (sections, count, sync) = &mut self.waiting;
+        self.world.apply(&section);
+        sections.push(section);
+        if sections.len() < *count {
+            return;
+        }
+        let batch = LogBatch {
+            sync: *sync,
+            sections: std::mem::take(sections),
+        };
+        self.waiting.1 = 1;
+        self.waiting.2 = true;
+        let _receipt = self.log.write(&batch).unwrap();
+        if batch.sync {
+            self.durable.clear();
+        }
+        self.durable.push(self.world.clone());
+        check_reads(&self.log, &self.world);
+    }
+
+    fn settle(&mut self) {
+        let mut any = false;
+        while self.log.maintain().unwrap() {
+            any = true;
+        }
+        let written = self.durable.last().unwrap().clone();
+        check_reads(&self.log, &written);
+        if any {
+            self.durable = vec![written];
+        }
+    }
+}
+
+fn run<D: Crash>(steps: &[Step], mut disk: D) {
+    let open = |disk: &D, world: World| {
+        let log = RaftLog::new(disk.clone(), OPTIONS);
+        assert_eq!(log.recover().unwrap(), world.recovered());
+        check_reads(&log, &world);
+        Run {
+            log,
+            durable: vec![world.clone()],
+            world,
+            waiting: (Vec::new(), 1, true),
+        }
+    };
+    let mut now = open(&disk, World::default());
+    let last = Step::Crash { keep: 0 };
+    for (serial, step) in (0..).zip(steps.iter().chain([&last])) {
+        if let Some(section) = section(step, &now.world, serial) {
+            now.write(section);
         }
         match step {
-            Step::Settle => while log.maintain().unwrap() {},
+            Step::Settle => now.settle(),
             Step::Crash { keep } => {
-                disk = disk.crash(*keep);
-                log = RaftLog::new(disk.clone(), OPTIONS);
-                assert_eq!(log.recover().unwrap(), world.recovered());
+                let durable = now.durable;
+                drop(now.log);
+                let kept;
+                (disk, kept) = disk.power_cut(*keep, durable.len() - 1);
+                now = open(&disk, durable[kept].clone());
+            }
+            Step::Together { count, sync } if now.waiting.0.is_empty() => {
+                now.waiting = (Vec::new(), *count, *sync);
             }
             _ => {}
         }
-        check_reads(&log, &world);
     }
-    let log = RaftLog::new(disk.crash(0), OPTIONS);
-    assert_eq!(log.recover().unwrap(), world.recovered());
-    check_reads(&log, &world);
 }
 
 proptest! {
@@ -290,7 +358,76 @@ proptest! {
     /// A receipt is given only for what survives, and what survives is what was written.
     #[test]
     fn any_history_is_what_a_list_per_group_would_be(steps in steps()) {
-        run(&steps);
+        run(&steps, MemoryDisk::new());
+    }
+}
+
+#[cfg(feature = "rocksdb")]
+mod rocks {
+    use std::sync::Arc;
+
+    use polyraft_store::RocksDisk;
+    use polyraft_store::disk::{Batch, DiskError, Durability, Pair, View};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// RocksDB that is closed and opened again in place of a crash; nothing is lost then.
+    #[derive(Clone)]
+    struct Reopened(RocksDisk, Arc<TempDir>);
+
+    impl Reopened {
+        fn open(dir: Arc<TempDir>) -> Self {
+            Self(
+                RocksDisk::open(dir.path(), Default::default()).unwrap(),
+                dir,
+            )
+        }
+    }
+
+    impl Crash for Reopened {
+        fn power_cut(self, _keep: usize, unsynced: usize) -> (Self, usize) {
+            let dir = Arc::clone(&self.1);
+            drop(self);
+            (Self::open(dir), unsynced)
+        }
+    }
+
+    impl Disk for Reopened {
+        fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
+            self.0.write(batch, durability)
+        }
+
+        fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
+            self.0.get(cf, key)
+        }
+
+        fn scan(
+            &self,
+            cf: Cf,
+            start: &[u8],
+            end: Option<&[u8]>,
+            limit: usize,
+        ) -> Result<Vec<Pair>, DiskError> {
+            self.0.scan(cf, start, end, limit)
+        }
+
+        fn view(&self) -> Box<dyn View> {
+            self.0.view()
+        }
+
+        fn flush(&self, cf: Cf) -> Result<(), DiskError> {
+            self.0.flush(cf)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 12, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_history_on_rocksdb(steps in steps()) {
+            run(&steps, Reopened::open(Arc::new(tempfile::tempdir().unwrap())));
+        }
     }
 }
 

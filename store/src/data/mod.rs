@@ -300,8 +300,10 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
 
     fn destroy(&self, descriptor: &GroupDescriptor) -> Result<(), StateMachineError> {
         let mut batch = Batch::new();
-        if let Some(state) = self.load(descriptor.group)? {
-            Self::clear(&state.descriptor, &mut batch);
+        match self.load(descriptor.group)? {
+            Some(state) => Self::clear(&state.descriptor, &mut batch),
+            // An installation that failed half-way leaves data without a state.
+            None => Self::clear(descriptor, &mut batch),
         }
         let marker = keys::local(descriptor.group, Local::Installing, b"");
         batch.push((Cf::Data, Change::Delete(marker)));

@@ -140,7 +140,7 @@ fn take(at: &mut Bytes) -> Result<Bytes, &'static str> {
 }
 
 /// Receives chunks into the column family `meta`, where they wait under a token.
-pub(super) struct Sink<D> {
+pub(super) struct Sink<D: Disk> {
     pub(super) disk: D,
     pub(super) token: u64,
     pub(super) state: AppliedState,
@@ -187,12 +187,15 @@ impl<D: Disk> SnapshotSink for Sink<D> {
     }
 }
 
-impl<D> Drop for Sink<D> {
+impl<D: Disk> Drop for Sink<D> {
     fn drop(&mut self) {
-        // What is left of an unfinished one is removed at the next start at the latest; removing it
-        // here would need the disk to work.
-        if !self.finished {
-            tracing::debug!(token = self.token, "unfinished snapshot dropped");
+        if self.finished || self.chunks == 0 {
+            return;
+        }
+        // Else transfers that break off again and again fill the disk until the next start.
+        let batch = vec![remove_staged(self.token)];
+        if let Err(error) = self.disk.write(batch, Durability::Buffered) {
+            tracing::warn!(token = self.token, %error, "cannot remove an unfinished snapshot");
         }
     }
 }

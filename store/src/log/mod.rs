@@ -87,6 +87,7 @@ impl<D: Disk> RaftLog<D> {
         run: &Run,
         low: Index,
         high: Index,
+        max_bytes: u64,
     ) -> Result<Option<Vec<Entry>>, LogError> {
         let corrupt = |reason: String| LogError::Corrupt { group, reason };
         match run.place {
@@ -116,29 +117,48 @@ impl<D: Disk> RaftLog<D> {
                 }
                 Ok(Some(entries))
             }
-            Place::Settled => {
-                let (start, end) = (keys::entry(group, low), keys::entry(group, high));
-                let count = usize::try_from(low.until(high)).unwrap_or(usize::MAX);
-                let found = self
-                    .disk
-                    .scan(Cf::Settled, &start, Some(&end), count)
-                    .map_err(translate)?;
-                let mut entries = Vec::with_capacity(found.len());
-                for (n, (key, value)) in found.into_iter().enumerate() {
-                    let index = low.plus(n as u64);
-                    if key != keys::entry(group, index) {
-                        return Ok(None);
-                    }
-                    let entry = settled_entry(value, index)
-                        .map_err(|why| corrupt(format!("settled entry {index}: {why}")))?;
-                    if entry.term != run.term {
-                        return Ok(None);
-                    }
-                    entries.push(entry);
+            Place::Settled => self.read_settled(group, run, low, high, max_bytes),
+        }
+    }
+
+    /// Page by page, since a slow follower's tail may be far larger than what is asked for at once.
+    fn read_settled(
+        &self,
+        group: GroupId,
+        run: &Run,
+        low: Index,
+        high: Index,
+        max_bytes: u64,
+    ) -> Result<Option<Vec<Entry>>, LogError> {
+        let end = keys::entry(group, high);
+        let (mut entries, mut bytes, mut index) = (Vec::new(), 0u64, low);
+        // One entry beyond the limit is read, by which the caller sees where to stop.
+        while index < high && bytes <= max_bytes {
+            let start = keys::entry(group, index);
+            let page = self
+                .disk
+                .scan(Cf::Settled, &start, Some(&end), SETTLED_PER_PAGE)
+                .map_err(translate)?;
+            if page.is_empty() {
+                return Ok(None);
+            }
+            for (key, value) in page {
+                if key != keys::entry(group, index) {
+                    return Ok(None);
                 }
-                Ok((entries.len() == count).then_some(entries))
+                let entry = settled_entry(value, index).map_err(|why| LogError::Corrupt {
+                    group,
+                    reason: format!("settled entry {index}: {why}"),
+                })?;
+                if entry.term != run.term {
+                    return Ok(None);
+                }
+                bytes = bytes.saturating_add(entry.size());
+                entries.push(entry);
+                index = index.next();
             }
         }
+        Ok(Some(entries))
     }
 
     /// Moves groups out of the oldest hot record, in one batch with what makes their hot sections void.
@@ -164,7 +184,7 @@ impl<D: Disk> RaftLog<D> {
             for run in &index.runs {
                 let low = run.first.max(index.truncated.index.next());
                 let entries = self
-                    .read_run(group, run, low, run.last.next())?
+                    .read_run(group, run, low, run.last.next(), u64::MAX)?
                     .ok_or_else(|| missing(group, low, run.last.next()))?;
                 for entry in &entries {
                     let value = settled_value(entry);
@@ -537,6 +557,7 @@ impl<D: Disk> LogEngine for RaftLog<D> {
 }
 
 const RECORDS_PER_PAGE: usize = 256;
+const SETTLED_PER_PAGE: usize = 64;
 const READ_ATTEMPTS: usize = 8;
 
 impl<D: Disk> RaftLog<D> {
@@ -579,7 +600,9 @@ impl<D: Disk> RaftLog<D> {
         let (mut entries, mut bytes): (Vec<Entry>, u64) = (Vec::new(), 0);
         for run in runs {
             let from = low.max(run.first);
-            let Some(part) = self.read_run(group, run, from, high.min(run.last.next()))? else {
+            let to = high.min(run.last.next());
+            let left = max_bytes.saturating_sub(bytes);
+            let Some(part) = self.read_run(group, run, from, to, left)? else {
                 return Ok(None);
             };
             for entry in part {
