@@ -348,7 +348,9 @@ impl<S: Storage> RaftNode<S> {
     }
 
     /// A committed change of membership takes effect. To be called before
-    /// [`on_applied`](Self::on_applied) for its index.
+    /// [`on_applied`](Self::on_applied) for its index, and not for changes that are part of a snapshot
+    /// whose installation was acknowledged. While a snapshot is being installed, which contains all
+    /// changes handed out before, nothing happens, and its configuration is returned.
     ///
     /// # Errors
     /// [`Error::Membership`]: the change is not possible, and changed nothing; the replica goes on.

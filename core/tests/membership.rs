@@ -747,3 +747,35 @@ fn a_follower_takes_changes_as_the_leader_sends_them() {
     peer.say(message(1, 2, 1, heartbeat(1)));
     assert_eq!(peer.conf_state(), conf_state(&[1, 2, 3], &[]));
 }
+
+/// A change that is out to be applied when a snapshot arrives is part of that snapshot, whose
+/// configuration is in force at once; applied late, it must not be made a second time.
+#[test]
+fn a_change_overtaken_by_a_snapshot_is_not_made_again() {
+    let mut peer = Peer::new(config(1), storage(conf_state(&[1, 2, 3], &[]), &[1]));
+    peer.holds_applying = true;
+    let kind = EntryKind::ConfChangeV2;
+    let data = auto(&[(ConfChangeKind::Remove, 3)]).encode();
+    let (term, index) = (polyraft_core::Term(1), Index(2));
+    let removal = Entry {
+        term,
+        index,
+        kind,
+        data,
+    };
+    peer.say(message(
+        2,
+        1,
+        1,
+        append(EntryId::new(1, 1), vec![removal], 2),
+    ));
+    // Later changes brought 3 back; the snapshot contains the removal and that.
+    let members = conf_state(&[1, 2, 3], &[]);
+    peer.node
+        .step(message(2, 1, 1, snapshot(20, members.clone())))
+        .unwrap();
+    peer.apply_held();
+    assert_eq!(peer.conf_state(), members);
+    peer.settle();
+    assert_eq!(peer.conf_state(), members);
+}

@@ -402,3 +402,27 @@ fn a_joint_election_is_lost_in_either_half() {
     peer.say(message(5, 1, 1, voted(false)));
     assert_eq!(peer.role(), RoleName::Follower);
 }
+
+/// Without its own vote on the disk a leader that crashes could lead the same term a second time, with
+/// other entries under the same term and index.
+#[test]
+fn a_majority_of_others_waits_for_the_own_vote() {
+    let mut peer = three(1);
+    peer.node.campaign().expect("a campaign");
+    let write = peer
+        .node
+        .ready()
+        .expect("a ready")
+        .append
+        .expect("the vote");
+    for from in [2, 3] {
+        let granted = message(from, 1, 1, voted(true));
+        peer.node.step(granted).expect("a vote");
+    }
+    assert_eq!(peer.role(), RoleName::Candidate);
+    let state = write.hard_state().expect("term and vote");
+    peer.node.storage_mut().set_hard_state(state);
+    let (_, token) = write.persisted(&polyraft_core::Durable::attest());
+    peer.node.on_persisted(token).expect("a receipt");
+    assert_eq!(peer.role(), RoleName::Leader);
+}

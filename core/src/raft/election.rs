@@ -192,6 +192,10 @@ impl<S: Storage> Raft<S> {
                 .find(|(from, _)| *from == id)
                 .map(|(_, vote)| *vote)
         });
+        // Others may have agreed before the own vote is durable. Who led already then, and crashed, would
+        // not know the term after the restart, campaign in it again, be granted the same votes, and
+        // put other entries under the same term and index.
+        let own_vote = votes.iter().any(|(id, _)| *id == self.id);
         let term = self.term;
         self.events.push(Event::VoteReceived {
             pre,
@@ -206,6 +210,7 @@ impl<S: Storage> Raft<S> {
         });
         match outcome {
             VoteResult::Won if pre => self.campaign(Campaign::Vote).map_err(internal),
+            VoteResult::Won if !own_vote => Ok(()),
             VoteResult::Won => {
                 self.become_leader().map_err(internal)?;
                 self.broadcast_append().map_err(internal)

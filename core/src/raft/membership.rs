@@ -14,8 +14,13 @@ use crate::types::{Index, ReplicaId};
 impl<S: Storage> Raft<S> {
     /// A committed change takes effect.
     pub(crate) fn apply_conf_change(&mut self, change: &ConfChangeV2) -> Result<ConfState, Error> {
-        let next = self.config.apply(change)?;
-        self.switch_config(next)?;
+        // With the arrival of a snapshot its configuration is in force already. It contains every change
+        // that was handed out before, so one of these that is only now applied must not be made again,
+        // on top of others that came after it.
+        if !self.log.has_pending_snapshot() {
+            let next = self.config.apply(change)?;
+            self.switch_config(next)?;
+        }
         Ok(self.config.to_conf_state())
     }
 
