@@ -3,6 +3,7 @@
 //! | reason | code | effect | what to do |
 //! |---|---|---|---|
 //! | `not-leader`, `no-group` | UNAVAILABLE | none | ask the store named, or another one |
+//! | `unreachable` | UNAVAILABLE | none | see whether the store runs; ask another one |
 //! | `no-quorum` | UNAVAILABLE | none or unknown | bring stores back |
 //! | `timeout` | DEADLINE_EXCEEDED | none or unknown | try again |
 //! | `busy` | RESOURCE_EXHAUSTED | none | slow down and try again |
@@ -42,6 +43,7 @@ pub enum Effect {
 pub enum Reason {
     NotLeader,
     NoGroup,
+    Unreachable,
     NoQuorum,
     Timeout,
     Busy,
@@ -56,9 +58,10 @@ pub enum Reason {
     Internal,
 }
 
-const TABLE: [(Reason, &str, Code); 14] = [
+const TABLE: [(Reason, &str, Code); 15] = [
     (Reason::NotLeader, "not-leader", Code::Unavailable),
     (Reason::NoGroup, "no-group", Code::Unavailable),
+    (Reason::Unreachable, "unreachable", Code::Unavailable),
     (Reason::NoQuorum, "no-quorum", Code::Unavailable),
     (Reason::Timeout, "timeout", Code::DeadlineExceeded),
     (Reason::Busy, "busy", Code::ResourceExhausted),
@@ -133,7 +136,11 @@ impl Failure {
     pub fn is_worth_another_try(&self) -> bool {
         let passing = matches!(
             self.reason,
-            Reason::NotLeader | Reason::NoGroup | Reason::Stale | Reason::Stopping
+            Reason::NotLeader
+                | Reason::NoGroup
+                | Reason::Unreachable
+                | Reason::Stale
+                | Reason::Stopping
         );
         passing && self.effect == Effect::None
     }
@@ -162,7 +169,7 @@ impl Failure {
             Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => Reason::BadRequest,
             Code::DeadlineExceeded | Code::Cancelled => Reason::Timeout,
             // The connection broke or could not be made: another store may do better.
-            _ if effect == Effect::None => Reason::NoGroup,
+            _ if effect == Effect::None => Reason::Unreachable,
             _ => Reason::Ambiguous,
         };
         Self {

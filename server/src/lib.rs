@@ -17,6 +17,7 @@
 //! | [`kv`], `admin` | the two interfaces, and what is replicated |
 //! | `routing`, `directory`, `peers` | from a key to the store that leads its group |
 //! | `node` | start, join, drain, stop |
+//! | `metrics` | what the store does, for any recorder of the `metrics` crate |
 //! | `load`, `demo` | load generator; three stores on one machine, with a crash |
 //! | [`cli`] | what the user typed; [`client`] for programs |
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@ mod admin;
 mod demo;
 mod directory;
 mod load;
+mod metrics;
 mod node;
 mod routing;
 mod server;

@@ -80,6 +80,7 @@ pub(crate) async fn run(arguments: StartArguments) -> Result<(), String> {
         .add_service(running.transport.service());
     let mut serving = tokio::spawn(serve(router, listener, stopped));
     let background = tokio::spawn(keep_in_touch(Arc::clone(&running.server)));
+    crate::metrics::describe();
     tracing::info!("serving");
 
     let ended = tokio::select! {
@@ -356,7 +357,10 @@ async fn keep_in_touch(server: Arc<Server>) {
     let mut greetings = tokio::time::interval(GREETING_INTERVAL);
     loop {
         tokio::select! {
-            _ = routes.tick() => server.refresh_local_routes(),
+            _ = routes.tick() => {
+                server.refresh_local_routes();
+                crate::metrics::publish(&server);
+            }
             _ = greetings.tick() => greet(&server).await,
         }
     }

@@ -247,7 +247,11 @@ impl Server {
     fn explain(&self, group: u64, failure: Failure) -> Failure {
         let symptom = matches!(
             failure.reason,
-            Reason::Ambiguous | Reason::Timeout | Reason::NotLeader | Reason::NoGroup
+            Reason::Ambiguous
+                | Reason::Timeout
+                | Reason::NotLeader
+                | Reason::NoGroup
+                | Reason::Unreachable
         );
         match self.lost_quorum(group) {
             Some(message) if symptom => Failure {

@@ -124,29 +124,7 @@ impl Admin for AdminService {
 impl Server {
     fn status_here(&self) -> StoreStatus {
         let stats = self.handle.stats();
-        let wire = self.peers.transport_stats();
-        let counters = [
-            ("frames_out", wire.frames_out),
-            ("messages_out", wire.messages_out),
-            ("frames_in", wire.frames_in),
-            ("wire_dropped", wire.dropped),
-            ("wire_refused", wire.refused),
-            ("passes", stats.passes),
-            ("proposals", stats.proposals),
-            ("proposal_bytes", stats.proposal_bytes),
-            ("reads", stats.reads),
-            ("inbound_bytes", stats.inbound_bytes),
-            ("messages_in", stats.messages_in),
-            ("messages_dropped", stats.messages_dropped),
-            ("messages_refused", stats.messages_refused),
-            ("writes", stats.writes),
-            ("synced_writes", stats.synced_writes),
-            ("written_entries", stats.written_entries),
-            ("applied_commands", stats.applied_commands),
-            ("apply_batches", stats.apply_batches),
-            ("snapshots_sent", stats.snapshots_sent),
-            ("snapshots_installed", stats.snapshots_installed),
-        ];
+        let counters = self.counters();
         StoreStatus {
             store: self.me,
             address: self.peers.address(self.me).unwrap_or_default(),

@@ -1,0 +1,139 @@
+//! What a store does, in numbers: for `polyraft status`, and for any recorder of the `metrics` crate.
+//!
+//! Names, units and meaning are in one table. The host and the transport count in atomics of their
+//! own, which cost nothing to read; once a second [`publish`] hands them over. Without a recorder
+//! that does nothing.
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
+use crate::server::Server;
+
+/// Counters since the start of the store: name, unit, meaning.
+const COUNTERS: [(&str, Unit, &str); 18] = [
+    (
+        "frames_out",
+        Unit::Count,
+        "frames with messages sent to other stores",
+    ),
+    (
+        "messages_out",
+        Unit::Count,
+        "messages in them, of all groups",
+    ),
+    ("frames_in", Unit::Count, "frames with messages received"),
+    (
+        "wire_dropped",
+        Unit::Count,
+        "messages dropped before they were sent",
+    ),
+    (
+        "wire_refused",
+        Unit::Count,
+        "connections and frames refused",
+    ),
+    ("passes", Unit::Count, "turns of workers"),
+    ("proposals", Unit::Count, "commands proposed here"),
+    ("reads", Unit::Count, "linearizable reads asked for here"),
+    ("messages_in", Unit::Count, "messages of other stores"),
+    (
+        "messages_dropped",
+        Unit::Count,
+        "of them dropped, since the budget was used up",
+    ),
+    (
+        "messages_refused",
+        Unit::Count,
+        "of them refused as malformed",
+    ),
+    ("writes", Unit::Count, "records written to the log"),
+    ("apply_batches", Unit::Count, "writes of the state machine"),
+    ("synced_writes", Unit::Count, "synced records of the log"),
+    (
+        "written_entries",
+        Unit::Count,
+        "entries in records of the log",
+    ),
+    ("applied_commands", Unit::Count, "commands applied"),
+    ("snapshots_sent", Unit::Count, "snapshots sent"),
+    ("snapshots_installed", Unit::Count, "snapshots installed"),
+];
+
+/// Figures of this moment.
+const GAUGES: [(&str, Unit, &str); 5] = [
+    ("replicas", Unit::Count, "replicas on this store"),
+    ("leaders", Unit::Count, "of them, those that lead"),
+    ("asleep", Unit::Count, "of them, those that are not ticked"),
+    (
+        "proposal_bytes",
+        Unit::Bytes,
+        "proposals that are not answered yet",
+    ),
+    (
+        "inbound_bytes",
+        Unit::Bytes,
+        "messages that wait for a worker",
+    ),
+];
+
+/// Tells the recorder what the names mean.
+pub(crate) fn describe() {
+    for (name, unit, meaning) in COUNTERS {
+        describe_counter!(full(name), unit, meaning);
+    }
+    for (name, unit, meaning) in GAUGES {
+        describe_gauge!(full(name), unit, meaning);
+    }
+}
+
+/// Hands all figures to the recorder.
+pub(crate) fn publish(server: &Server) {
+    let values = server.counters();
+    let value = |name: &str| {
+        values
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map_or(0, |(_, value)| *value)
+    };
+    for (name, ..) in COUNTERS {
+        counter!(full(name)).absolute(value(name));
+    }
+    for (name, ..) in GAUGES {
+        gauge!(full(name)).set(value(name) as f64);
+    }
+}
+
+fn full(name: &str) -> String {
+    format!("polyraft_{name}")
+}
+
+impl Server {
+    /// Every figure by its name.
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 23] {
+        let (host, wire) = (self.handle.stats(), self.peers.transport_stats());
+        [
+            ("frames_out", wire.frames_out),
+            ("messages_out", wire.messages_out),
+            ("frames_in", wire.frames_in),
+            ("wire_dropped", wire.dropped),
+            ("wire_refused", wire.refused),
+            ("replicas", host.replicas),
+            ("leaders", host.leaders),
+            ("asleep", host.asleep),
+            ("passes", host.passes),
+            ("proposals", host.proposals),
+            ("proposal_bytes", host.proposal_bytes),
+            ("reads", host.reads),
+            ("inbound_bytes", host.inbound_bytes),
+            ("messages_in", host.messages_in),
+            ("messages_dropped", host.messages_dropped),
+            ("messages_refused", host.messages_refused),
+            ("writes", host.writes),
+            ("synced_writes", host.synced_writes),
+            ("written_entries", host.written_entries),
+            ("applied_commands", host.applied_commands),
+            ("apply_batches", host.apply_batches),
+            ("snapshots_sent", host.snapshots_sent),
+            ("snapshots_installed", host.snapshots_installed),
+        ]
+    }
+}
