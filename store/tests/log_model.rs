@@ -630,3 +630,53 @@ fn entries_that_do_not_connect_are_refused() {
         "{result:?}"
     );
 }
+
+#[test]
+fn a_sync_that_fails_in_maintenance_is_final_too() {
+    let (disk, log) = fresh(10);
+    created(&log, 1);
+    append(&log, 1, 3, 100);
+    disk.set_fault(Some(Fault::Full));
+    assert!(matches!(log.maintain(), Err(LogError::DiskFull)));
+    disk.set_fault(None);
+    append(&log, 1, 4, 100);
+    disk.set_fault(Some(Fault::SyncFails));
+    assert!(matches!(log.maintain(), Err(LogError::Fatal(_))));
+    disk.set_fault(None);
+    assert!(matches!(
+        log.write(&LogBatch::default()),
+        Err(LogError::Fatal(_))
+    ));
+    assert!(matches!(log.maintain(), Err(LogError::Fatal(_))));
+    let log = RaftLog::new(disk.crash(0), LogOptions::default());
+    assert_eq!(log.recover().unwrap().groups[0].last, EntryId::new(1, 4));
+}
+
+#[test]
+fn a_read_of_a_long_settled_tail_stops_at_its_limit() {
+    let (_disk, log) = fresh(10);
+    created(&log, 1);
+    for index in 3..403 {
+        append(&log, 1, index, 100);
+    }
+    while log.maintain().unwrap() {}
+    append(&log, 1, 403, 100);
+    for (low, max_bytes, count) in [
+        (3, 0, 1),
+        (3, 124, 1),
+        (3, 247, 1),
+        (3, 248, 2),
+        (3, 64 * 124, 64),
+        (5, 100 * 124, 100),
+        (300, u64::MAX, 104),
+        (402, 248, 2),
+        (403, 1, 1),
+    ] {
+        let found = log
+            .read(GroupId(1), Index(low), Index(404), max_bytes)
+            .unwrap();
+        let indexes: Vec<u64> = found.iter().map(|entry| entry.index.0).collect();
+        let expected: Vec<u64> = (low..low + count).collect();
+        assert_eq!(indexes, expected, "from {low}, {max_bytes} bytes");
+    }
+}

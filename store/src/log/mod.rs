@@ -210,9 +210,9 @@ impl<D: Disk> RaftLog<D> {
             batch.push((Cf::Log, Change::Delete(keys::record(*sequence))));
         }
         // Synced: the next write may delete the records that this one empties.
-        self.disk
-            .write(batch, Durability::Synced)
-            .map_err(translate)?;
+        if let Err(error) = self.disk.write(batch, Durability::Synced) {
+            return Err(inner.poison(error));
+        }
         inner.index.dead.clear();
         for (group, runs) in settled {
             inner.index.settle(group, runs);
@@ -491,11 +491,7 @@ impl<D: Disk> LogEngine for RaftLog<D> {
             Durability::Buffered
         };
         if let Err(error) = self.disk.write(changes, durability) {
-            let error = translate(error);
-            if !matches!(error, LogError::DiskFull) {
-                inner.failed = Some(error.to_string());
-            }
-            return Err(error);
+            return Err(inner.poison(error));
         }
         inner.next += 1;
         inner.index.dead.clear();
@@ -539,6 +535,9 @@ impl<D: Disk> LogEngine for RaftLog<D> {
 
     fn maintain(&self) -> Result<bool, LogError> {
         let mut inner = self.inner.lock();
+        if let Some(why) = &inner.failed {
+            return Err(LogError::Fatal(why.clone()));
+        }
         if inner.index.hot_bytes <= self.options.hot_bytes_max {
             return Ok(false);
         }
@@ -621,6 +620,16 @@ impl<D: Disk> RaftLog<D> {
 }
 
 impl Inner {
+    /// After a write that failed for anything but lack of room, what the disk holds is not known: no later
+    /// one may succeed.
+    fn poison(&mut self, error: DiskError) -> LogError {
+        let error = translate(error);
+        if !matches!(error, LogError::DiskFull) {
+            self.failed = Some(error.to_string());
+        }
+        error
+    }
+
     /// What was written becomes the index's state; by the same function as recovery.
     fn take(&mut self, plan: Plan, sequence: u64, bytes: u64, hot: bool) -> Result<(), LogError> {
         let broken = |why: &str| LogError::Fatal(format!("log index: {why}"));
