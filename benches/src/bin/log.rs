@@ -5,6 +5,9 @@
 //! Sketch: the sync of a small batch costs about 100 us here, so that one entry per batch is bound by the disk and
 //! all sides are alike; from 64 entries on, what counts is the work per entry beside its bytes.
 //!
+//! The processor's time of the writing thread is printed as well: it says what an engine costs even when others
+//! use the same disk or processor. Linux only.
+//!
 //! ```text
 //! log [DIRECTORY]            on the disk that holds DIRECTORY (default: that of temporary files)
 //! ```
@@ -224,6 +227,15 @@ struct Figures {
     entries_per_second: f64,
     p50: Duration,
     p99: Duration,
+    /// Of the writing thread, per entry.
+    cpu: Duration,
+}
+
+/// How long this thread has been on a processor.
+fn cpu_time() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanos = stat.split(' ').next().unwrap_or_default();
+    Ok(Duration::from_nanos(nanos.parse()?))
 }
 
 impl Runner {
@@ -259,7 +271,7 @@ impl Runner {
 
     fn measure(&mut self, entries: u64) -> Result<Figures> {
         let (mut items, mut times) = (Vec::new(), Vec::new());
-        let start = Instant::now();
+        let (start, cpu_start) = (Instant::now(), cpu_time()?);
         while start.elapsed() < ROUND {
             self.next_batch(entries, &mut items);
             let before = Instant::now();
@@ -271,12 +283,14 @@ impl Runner {
             times.push(before.elapsed());
         }
         let seconds = start.elapsed().as_secs_f64();
+        let cpu = cpu_time()?.saturating_sub(cpu_start);
         let count = times.len();
         times.sort_unstable();
         Ok(Figures {
             entries_per_second: (count as u64 * entries) as f64 / seconds,
             p50: times[count / 2],
             p99: times[count * 99 / 100],
+            cpu: cpu.div_f64((count as u64 * entries) as f64),
         })
     }
 }
@@ -309,8 +323,10 @@ fn main() -> Result<()> {
     println!(
         "one writer, every batch synced, {GROUPS} groups, {PAYLOAD_BYTES}-byte payloads, {ROUNDS} rounds of {ROUND:?} in turn"
     );
-    println!("| entries per batch | log | entries/s (min..max) | p50 us | p99 us (min..max) |");
-    println!("|---|---|---|---|---|");
+    println!(
+        "| entries per batch | log | entries/s (min..max) | p50 us | p99 us (min..max) | CPU ns/entry |"
+    );
+    println!("|---|---|---|---|---|---|");
     for entries in BATCHES {
         let dir = tempfile::tempdir_in(&parent)?;
         let mut sides = sides(dir.path())?;
@@ -324,8 +340,9 @@ fn main() -> Result<()> {
             let (rate, low, high) = summary(figures, |f| f.entries_per_second);
             let (p50, _, _) = summary(figures, |f| f.p50.as_secs_f64() * 1e6);
             let (p99, best, worst) = summary(figures, |f| f.p99.as_secs_f64() * 1e6);
+            let (cpu, _, _) = summary(figures, |f| f.cpu.as_secs_f64() * 1e9);
             println!(
-                "| {entries} | {} | {rate:.0} ({low:.0}..{high:.0}) | {p50:.0} | {p99:.0} ({best:.0}..{worst:.0}) |",
+                "| {entries} | {} | {rate:.0} ({low:.0}..{high:.0}) | {p50:.0} | {p99:.0} ({best:.0}..{worst:.0}) | {cpu:.0} |",
                 side.side.name()
             );
         }
