@@ -12,7 +12,8 @@ use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, KeyRange};
 use polyraft_store::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
 use polyraft_store::{Application, DataStateMachine, GroupTxn, MemoryDisk};
 
-/// Commands: `key=value` sets and replies the value before; `-key` removes; `#` counts in a local value.
+/// Commands: `key=value` sets and replies the value before; `-key` removes; `#` counts in a local value;
+/// `?N` replies the first N pairs from the key `b` on.
 struct Toy;
 
 impl Application for Toy {
@@ -22,6 +23,10 @@ impl Application for Toy {
             let before = txn.local_get(b"count")?.map_or(0, |count| count[0]);
             txn.local_put(b"count", Bytes::copy_from_slice(&[before + 1]));
             return Ok(Bytes::copy_from_slice(&[before + 1]));
+        }
+        if let Some(limit) = text.strip_prefix('?') {
+            let pairs = txn.scan(b"b", None, limit.parse().unwrap())?;
+            return Ok(show(&pairs).into());
         }
         if let Some(key) = text.strip_prefix('-') {
             txn.delete(key.as_bytes())?;
@@ -86,7 +91,10 @@ fn turn<D: Disk + Clone>(
 }
 
 fn contents<D: Disk + Clone>(machine: &Machine<D>, descriptor: &GroupDescriptor) -> String {
-    let pairs = machine.scan(descriptor, b"", None, usize::MAX).unwrap();
+    show(&machine.scan(descriptor, b"", None, usize::MAX).unwrap())
+}
+
+fn show(pairs: &[Pair]) -> String {
     let text = |(key, value): &Pair| {
         let (key, value) = (String::from_utf8_lossy(key), String::from_utf8_lossy(value));
         format!("{key}={value}")
@@ -121,6 +129,7 @@ fn staged_keys(disk: &impl Disk) -> usize {
 /// What any disk must make of it.
 fn suite<D: Disk + Clone>(new_disk: impl Fn() -> D) {
     turns_are_seen_and_groups_are_apart(new_disk());
+    a_scan_sees_what_the_turn_has_changed(new_disk());
     a_bad_turn_writes_nothing(new_disk());
     a_snapshot_is_of_one_moment(&new_disk(), &new_disk());
     nothing_of_a_destroyed_group_remains(&new_disk());
@@ -167,6 +176,29 @@ fn turns_are_seen_and_groups_are_apart<D: Disk + Clone>(disk: D) {
     let found = DataStateMachine::new(Toy, disk).recover().unwrap();
     let expected = [(0, 9), (1, 4), (2, 4), (3, 3)].map(|(at, index)| state(&groups[at], index));
     assert_eq!(found, expected);
+}
+
+fn a_scan_sees_what_the_turn_has_changed<D: Disk + Clone>(disk: D) {
+    let machine = DataStateMachine::new(Toy, disk);
+    for group in [descriptor(1, None), descriptor(2, Some(("a", "y")))] {
+        machine.create(&state(&group, 2)).unwrap();
+        let before = ["a=1", "b=1", "c=1", "d=1", "e=1", "f=1"];
+        turn(&machine, &group, 2, &before);
+        let now = [
+            "?2", "-b", "-c", "?1", "?2", "c=2", "d=2", "x=2", "?9", "-x", "?4", "?0",
+        ];
+        let replies = turn(&machine, &group, 8, &now);
+        let replies: Vec<&[u8]> = [0, 3, 4, 8, 10, 11].map(|at| &replies[at][..]).to_vec();
+        let expected: [&[u8]; 6] = [
+            b"b=1 c=1",
+            b"d=1",
+            b"d=1 e=1",
+            b"c=2 d=2 e=1 f=1 x=2",
+            b"c=2 d=2 e=1 f=1",
+            b"",
+        ];
+        assert_eq!(replies, expected);
+    }
 }
 
 fn a_bad_turn_writes_nothing<D: Disk + Clone>(disk: D) {

@@ -2,6 +2,7 @@
 //! turn has already changed.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use polyraft_multiraft::{GroupDescriptor, GroupId};
@@ -38,6 +39,33 @@ impl<'a> GroupTxn<'a> {
     /// The engine's, or the key is outside of the group's range.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
         self.read(&user_key(self.descriptor, key)?)
+    }
+
+    /// Pairs of `[start, end)` in order, at most `limit` of them; no `end`: to the end of the group's range.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn scan(
+        &self,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        scan_user(self.descriptor, start, end, limit, |from, to, limit| {
+            let bounds = (Bound::Included(from), Bound::Excluded(to));
+            let changes = || self.changes.range::<[u8], _>(bounds);
+            // So many that enough remain when every changed key is a removed one.
+            let enough = limit.saturating_add(changes().count());
+            let found = self.disk.scan(Cf::Data, from, Some(to), enough)?;
+            let mut merged: BTreeMap<Bytes, Bytes> = found.into_iter().collect();
+            for (key, value) in changes() {
+                match value {
+                    Some(value) => merged.insert(key.clone(), value.clone()),
+                    None => merged.remove(key),
+                };
+            }
+            Ok(merged.into_iter().take(limit).collect())
+        })
     }
 
     /// Sets a key.
