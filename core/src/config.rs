@@ -12,6 +12,11 @@ pub enum ReadMode {
     #[default]
     Safe,
     /// By the CheckQuorum lease; needs bounded clock drift and `check_quorum`.
+    ///
+    /// As weak as in etcd: a leader looks at its quorum once an election timeout, so one that is cut
+    /// off may answer for up to two, while the others may elect after one; a voter that restarts and a
+    /// leadership transfer end the lease without the leader knowing. Reads may then be stale. Where
+    /// that must not be, use [`ReadMode::Safe`].
     LeaseBased,
 }
 
