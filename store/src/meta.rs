@@ -93,9 +93,13 @@ impl<D: Disk> StoreMeta<D> {
     /// The engine's.
     pub fn next_incarnation(&self) -> Result<u64, DiskError> {
         let found = self.disk.get(Cf::Meta, INCARNATION_KEY)?;
-        let last = found
-            .and_then(|found| found[..].try_into().ok())
-            .map_or(0, u64::from_be_bytes);
+        let last = match found.as_deref() {
+            None => 0,
+            // Beginning again from 0 would make an old process of this store look newer than this one.
+            Some(found) => found.try_into().map(u64::from_be_bytes).map_err(|_| {
+                DiskError::Corrupt("the store's incarnation is malformed".to_owned())
+            })?,
+        };
         self.put(
             INCARNATION_KEY,
             Bytes::copy_from_slice(&(last + 1).to_be_bytes()),
@@ -178,6 +182,18 @@ mod tests {
         assert_eq!(meta.next_incarnation(), Ok(1));
         let meta = StoreMeta::open(disk.crash(0)).unwrap();
         assert_eq!(meta.next_incarnation(), Ok(2));
+    }
+
+    #[test]
+    fn a_malformed_incarnation_is_refused() {
+        let disk = MemoryDisk::new();
+        let meta = StoreMeta::open(disk.clone()).unwrap();
+        meta.put(INCARNATION_KEY, Bytes::from_static(b"short"))
+            .unwrap();
+        assert!(matches!(
+            meta.next_incarnation(),
+            Err(DiskError::Corrupt(_))
+        ));
     }
 
     #[test]
