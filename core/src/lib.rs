@@ -3,6 +3,13 @@
 //! The crate reads no clock, spawns nothing, does no I/O, prints nothing and draws no randomness
 //! but from the seed in its [`Config`]. Everything it wants done comes out as a value ([`Ready`]);
 //! everything that happened comes in by a method of [`RaftNode`].
+//!
+//! # The host's duties
+//! 1. Send the messages of a [`Ready`] at once; write its append durably; hand the token back only against
+//!    the receipt. The messages that wait for the disk come out of the append then, and not before.
+//! 2. Apply committed entries in order, and say so.
+//! 3. Call `tick` at a steady pace, and `step` with what other replicas send; an error of either is about
+//!    this one message or this one group.
 #![no_std]
 #![forbid(unsafe_code)]
 

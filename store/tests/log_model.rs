@@ -422,7 +422,9 @@ mod rocks {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 12, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None, cases: 12, ..ProptestConfig::default()
+        })]
 
         #[test]
         fn any_history_on_rocksdb(steps in steps()) {

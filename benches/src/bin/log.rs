@@ -1,9 +1,10 @@
-//! Synced entries per second of the durable log: one writer, 1,024 groups, 256-byte payloads, truncation as the log
-//! moves on. Ours on RocksDB, beside `raft-engine` (feature `peers`) and beside the floor: an append and an
-//! `fdatasync` of as many bytes.
+//! Synced entries per second of the durable log: one writer, 1,024 groups, 256-byte payloads,
+//! truncation as the log moves on. Ours on RocksDB, beside `raft-engine` (feature `peers`) and
+//! beside the floor: an append and an `fdatasync` of as many bytes.
 //!
-//! Sketch: the sync of a small batch costs about 100 us here, so that one entry per batch is bound by the disk and
-//! all sides are alike; from 64 entries on, what counts is the work per entry beside its bytes.
+//! Sketch: the sync of a small batch costs about 100 us here, so that one entry per batch is bound
+//! by the disk and all sides are alike; from 64 entries on, what counts is the work per entry
+//! beside its bytes.
 //!
 //! The processor's time of the writing thread is printed as well: it says what an engine costs even when others
 //! use the same disk or processor. Linux only.

@@ -1,8 +1,8 @@
 //! Snapshots of a group's data: read from a consistent view, staged, installed.
 //!
-//! A chunk is `version u8 = 1 | (space u8 | key length u32 | key | value length u32 | value) * | crc32`, where
-//! space 1 is the user's keys and 2 what the application keeps beside them. A chunk stands for itself: damage
-//! is found in the chunk that has it.
+//! A chunk is `version u8 = 1 | (space u8 | key length u32 | key | value length u32 | value) * |
+//! crc32`, where space 1 is the user's keys and 2 what the application keeps beside them. A chunk
+//! stands for itself: damage is found in the chunk that has it.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_multiraft::env::{SnapshotSink, SnapshotSource, StagedSnapshot, StateMachineError};

@@ -3,7 +3,8 @@
 //! ```text
 //! version u8 = 1 | sections u32 | section * | crc32 u32 over all before it
 //! section: group u64 | hard state (term u64, vote u64, commit u64) | truncated (term u64, index u64)
-//!        | last (term u64, index u64) | first index u64 | count u32 | (term u64 | kind u8 | length u32 | payload) * count
+//!        | last (term u64, index u64) | first index u64 | count u32
+//!        | (term u64 | kind u8 | length u32 | payload) * count
 //! ```
 //! Integers are big-endian. A section always carries the whole small state of its group, so that the
 //! newest section of a group is all that is needed of its state, and older records only hold entries.

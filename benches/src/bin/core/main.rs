@@ -1,9 +1,9 @@
-//! Proposals per second of one group of three replicas in memory: our core beside the `raft` crate, in the same
-//! loop. No disk, no network, no threads: what is measured is the state machine alone.
+//! Proposals per second of one group of three replicas in memory: our core beside the `raft` crate,
+//! in the same loop. No disk, no network, no threads: what is measured is the state machine alone.
 //!
-//! Sketch: a proposal of 128 bytes costs an append on three replicas, two messages each way and three applies; at
-//! batches of 128 the fixed cost of a round vanishes and what remains is a few hundred nanoseconds of moving
-//! entries about.
+//! Sketch: a proposal of 128 bytes costs an append on three replicas, two messages each way and
+//! three applies; at batches of 128 the fixed cost of a round vanishes and what remains is a few
+//! hundred nanoseconds of moving entries about.
 //!
 //! ```text
 //! core                       rounds of both in turn, medians and spread
