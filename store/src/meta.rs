@@ -186,8 +186,7 @@ mod tests {
 
     #[test]
     fn a_malformed_incarnation_is_refused() {
-        let disk = MemoryDisk::new();
-        let meta = StoreMeta::open(disk.clone()).unwrap();
+        let meta = StoreMeta::open(MemoryDisk::new()).unwrap();
         meta.put(INCARNATION_KEY, Bytes::from_static(b"short"))
             .unwrap();
         assert!(matches!(
