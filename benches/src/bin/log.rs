@@ -6,8 +6,8 @@
 //! by the disk and all sides are alike; from 64 entries on, what counts is the work per entry
 //! beside its bytes.
 //!
-//! The processor's time of the writing thread is printed as well: it says what an engine costs even when others
-//! use the same disk or processor. Linux only.
+//! The processor's time of the writing thread is printed as well: it says what an engine costs even
+//! when others use the same disk or processor. Linux only.
 //!
 //! ```text
 //! log [DIRECTORY]            on the disk that holds DIRECTORY (default: that of temporary files)
