@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::DemoArguments;
 use crate::client::Client;
@@ -23,10 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Runs the demonstration.
 pub(crate) async fn run(arguments: DemoArguments) -> Result<(), String> {
     let demo = Demo::start()?;
-    tokio::select! {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let result = tokio::select! {
         result = demo.perform(&arguments) => result,
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| error.to_string()),
-    }
+        _ = terminate.recv() => Ok(()),
+    };
+    demo.end().await;
+    result
 }
 
 /// The three processes; ended when this is dropped, and their directory removed.
@@ -69,6 +74,8 @@ impl Demo {
         let target = Arc::new(Target::find(&self.endpoints, PATIENCE).await?);
         let options = Options {
             duration: arguments.duration,
+            warmup: Duration::ZERO,
+            seed: rand::random(),
             concurrency: arguments.concurrency as usize,
             rate: None,
             value_bytes: 128,
@@ -95,6 +102,14 @@ impl Demo {
             std::future::pending::<()>().await;
         }
         Ok(())
+    }
+
+    /// Waits until the processes are gone: one that still writes would keep its directory from being removed.
+    async fn end(&self) {
+        for child in self.children.lock().await.iter_mut() {
+            // One that cannot be killed has ended by itself.
+            let _ = child.kill().await;
+        }
     }
 
     /// In the middle of the load one store is killed and started again.

@@ -154,9 +154,18 @@ pub(crate) struct StartArguments {
 /// What load, and for how long.
 #[derive(Clone, Debug, Args)]
 pub(super) struct LoadArguments {
-    /// How long.
+    /// How long, after the warm-up.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub(super) duration: Duration,
+    /// For so long nothing counts.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
+    pub(super) warmup: Duration,
+    /// Of the random choices [default: a new one each time, told in the summary].
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// Read every acknowledged write again at the end; a missing one is a failure (exit code 1).
+    #[arg(long, conflicts_with = "history")]
+    pub(super) verify: bool,
     /// Clients; with --rate the most requests under way.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) concurrency: u32,

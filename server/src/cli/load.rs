@@ -2,9 +2,13 @@
 #![allow(clippy::print_stdout)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::args::{LoadArguments, Output};
 use crate::load::{self, Options, Target};
+
+/// How long a write may stay unreadable before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(arguments: LoadArguments) -> Result<(), String> {
     let LoadArguments {
@@ -19,6 +23,8 @@ pub(super) async fn run(arguments: LoadArguments) -> Result<(), String> {
     let target = Target::find(&connection.endpoints, connection.timeout).await?;
     let options = Options {
         duration: arguments.duration,
+        warmup: arguments.warmup,
+        seed: arguments.seed.unwrap_or_else(rand::random),
         concurrency: arguments.concurrency as usize,
         rate: arguments.rate,
         value_bytes: arguments.value_bytes,
@@ -28,7 +34,7 @@ pub(super) async fn run(arguments: LoadArguments) -> Result<(), String> {
             .keys
             .unwrap_or(if arguments.history.is_some() { 5 } else { 1000 }),
         history: arguments.history.clone(),
-        remember: false,
+        remember: arguments.verify,
         timeout: connection.timeout,
     };
     let people = connection.output == Output::Table;
@@ -47,6 +53,13 @@ pub(super) async fn run(arguments: LoadArguments) -> Result<(), String> {
     match connection.output {
         Output::Table => println!("\n{}", report.summary()),
         Output::Json => println!("{}", report.json()),
+    }
+    if arguments.verify {
+        let verified = outcome.verify(PATIENCE).await?;
+        if people {
+            let all = outcome.remembered();
+            println!("verified            {verified} of {all} acknowledged writes");
+        }
     }
     Ok(())
 }

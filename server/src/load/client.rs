@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tonic::Request;
 
 use super::history::Line;
@@ -44,6 +46,7 @@ pub(super) struct Client {
     shared: Arc<Shared>,
     number: u64,
     turn: u64,
+    random: StdRng,
     filler: Bytes,
     /// The last value seen of each contended key.
     seen: Vec<Option<Bytes>>,
@@ -54,8 +57,9 @@ impl Client {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let number = shared.clients.fetch_add(1, Ordering::Relaxed);
         let options = &shared.options;
+        let mut random = StdRng::seed_from_u64(options.seed.wrapping_add(number));
         let filler: Vec<u8> = (0..options.value_bytes)
-            .map(|_| rand::random_range(b'a'..=b'z'))
+            .map(|_| random.random_range(b'a'..=b'z'))
             .collect();
         let contended = if options.history.is_some() {
             options.keys as usize
@@ -65,6 +69,7 @@ impl Client {
         Self {
             number,
             turn: 0,
+            random,
             filler: filler.into(),
             seen: vec![None; contended],
             acknowledged: Vec::new(),
@@ -74,17 +79,23 @@ impl Client {
 
     pub(super) async fn run(mut self) -> Vec<Acknowledged> {
         let shared = Arc::clone(&self.shared);
-        let end = shared.begin + shared.options.duration;
+        let end = shared.end();
+        let mut stop = shared.stop.subscribe();
         loop {
             let mut begun = Instant::now();
             if let Some(rate) = shared.options.rate {
                 let n = shared.sequence.fetch_add(1, Ordering::Relaxed);
                 begun = shared.begin + Duration::from_secs_f64(n as f64 / rate);
-                tokio::time::sleep_until(begun.min(end).into()).await;
+                tokio::select! {
+                    () = tokio::time::sleep_until(begun.min(end).into()) => {}
+                    // An error says that the run itself is over.
+                    _ = stop.changed() => {}
+                }
             }
-            if begun.max(Instant::now()) >= end {
+            if begun.max(Instant::now()) >= end || *stop.borrow() {
                 return self.acknowledged;
             }
+            shared.progress.begun(begun.elapsed());
             self.turn += 1;
             if shared.history.is_some() {
                 self.contend(begun).await;
@@ -96,26 +107,31 @@ impl Client {
 
     async fn write_or_read(&mut self, begun: Instant) {
         let options = &self.shared.options;
-        let group = pick(self.shared.target.groups.len(), options.zipf);
-        let reads = !options.remember && rand::random_range(0..100) < options.reads_percent;
+        let group = pick(
+            &mut self.random,
+            self.shared.target.groups.len(),
+            options.zipf,
+        );
+        let reads = !options.remember && self.random.random_range(0..100) < options.reads_percent;
         let name = if options.remember {
             format!("{}.{}", self.number, self.turn)
         } else {
-            rand::random_range(0..options.keys.max(1)).to_string()
+            self.random.random_range(0..options.keys.max(1)).to_string()
+        };
+        // A write that is to be found again differs from every other.
+        let value = match options.remember {
+            true => distinct(&name, &self.filler),
+            false => self.filler.clone(),
         };
         let action = if reads {
             Action::Get
         } else {
-            Action::Put(self.filler.clone())
+            Action::Put(value.clone())
         };
         let result = self.send(group, &name, action).await;
         self.count(group, begun, &result);
         if options.remember && result.is_ok() {
-            self.acknowledged.push(Acknowledged {
-                group,
-                name,
-                value: self.filler.clone(),
-            });
+            self.acknowledged.push(Acknowledged { group, name, value });
         }
     }
 
@@ -124,11 +140,12 @@ impl Client {
         let Some(history) = &self.shared.history else {
             return;
         };
-        let key = rand::random_range(0..self.seen.len());
+        let key = self.random.random_range(0..self.seen.len());
         let group = key % self.shared.target.groups.len();
-        let name = format!("k{key}");
+        // Keys of their own for every run: a checker takes it that they are absent at the beginning.
+        let name = format!("{:016x}.k{key}", self.shared.run);
         let value = Bytes::from(format!("{}.{}", self.number, self.turn));
-        let action = match rand::random_range(0..20) {
+        let action = match self.random.random_range(0..20) {
             0..8 => Action::Get,
             8..15 => Action::Put(value),
             15 => Action::Delete,
@@ -202,7 +219,7 @@ impl Client {
                 self.shared.progress.acknowledged(begun.elapsed());
                 self.shared.per_group[group].fetch_add(1, Ordering::Relaxed);
             }
-            Err(failure) => self.shared.progress.failed(failure.reason.word()),
+            Err(failure) => self.shared.progress.failed(&describe(failure)),
         }
     }
 }
@@ -311,13 +328,27 @@ fn to_request(key: Bytes, action: Action, group: u64) -> WriteRequest {
     }
 }
 
+/// Reason and effect in a word or two.
+fn describe(failure: &Failure) -> String {
+    match failure.effect {
+        Effect::None => failure.reason.word().to_owned(),
+        Effect::Unknown => format!("{} (effect unknown)", failure.reason.word()),
+    }
+}
+
+/// `name` followed by as much of `filler` as the value's length allows.
+fn distinct(name: &str, filler: &[u8]) -> Bytes {
+    let rest = filler.len().saturating_sub(name.len() + 1);
+    [name.as_bytes(), b":", &filler[..rest]].concat().into()
+}
+
 /// A number below `n`: uniform, or small ones more often by a power law with exponent `zipf` (its continuous
 /// form, inverted).
-fn pick(n: usize, zipf: f64) -> usize {
+fn pick(random: &mut StdRng, n: usize, zipf: f64) -> usize {
     if zipf <= 0.0 {
-        return rand::random_range(0..n);
+        return random.random_range(0..n);
     }
-    let u: f64 = rand::random();
+    let u: f64 = random.random();
     let n = n as f64;
     let x = if (zipf - 1.0).abs() < 1e-9 {
         (n + 1.0).powf(u)
@@ -330,14 +361,43 @@ fn pick(n: usize, zipf: f64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::pick;
+    use super::*;
+
+    #[test]
+    fn values_that_are_remembered_differ_and_keep_their_length() {
+        let filler = [b'x'; 16];
+        let (one, two) = (distinct("1.7", &filler), distinct("11.7", &filler));
+        assert_eq!(one, "1.7:xxxxxxxxxxxx");
+        assert_eq!(two, "11.7:xxxxxxxxxxx");
+        assert_eq!(distinct("longer than that", b"xx"), "longer than that:");
+    }
+
+    #[test]
+    fn an_error_says_whether_it_had_an_effect() {
+        let busy = Failure::new(Reason::Busy, "");
+        assert_eq!(describe(&busy), "busy");
+        assert_eq!(describe(&busy.of_unknown_effect()), "busy (effect unknown)");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_choices() {
+        let choices = |seed| {
+            let mut random = StdRng::seed_from_u64(seed);
+            (0..100)
+                .map(|_| pick(&mut random, 1000, 1.1))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(choices(1), choices(1));
+        assert_ne!(choices(1), choices(2));
+    }
 
     #[test]
     fn zipf_prefers_small_numbers_and_stays_in_bounds() {
+        let mut random = StdRng::seed_from_u64(7);
         for zipf in [0.0, 0.5, 1.0, 1.5] {
             let mut counts = [0u32; 100];
             for _ in 0..20_000 {
-                counts[pick(100, zipf)] += 1;
+                counts[pick(&mut random, 100, zipf)] += 1;
             }
             let (first, last) = (
                 counts[..10].iter().sum::<u32>(),

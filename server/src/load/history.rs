@@ -58,3 +58,39 @@ impl History {
         result.map_err(|error| format!("the history could not be written: {error}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_as_outside_checkers_read_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("history");
+        let history = History::create(&path).expect("a file");
+        let cas = Line {
+            client: 7,
+            op: "cas",
+            key: "k1",
+            value: Some("7.2"),
+            expected: None,
+            result: Some("true"),
+            outcome: "ok",
+            invoke_ns: 5,
+            return_ns: 9,
+        };
+        history.write(&cas);
+        history.write(&Line {
+            op: "get",
+            value: None,
+            result: None,
+            outcome: "unknown",
+            ..cas
+        });
+        history.finish().expect("written");
+        let expected = r#"{"client":7,"op":"cas","key":"k1","value":"7.2","expected":null,"result":"true","outcome":"ok","invoke_ns":5,"return_ns":9}
+{"client":7,"op":"get","key":"k1","value":null,"expected":null,"result":null,"outcome":"unknown","invoke_ns":5,"return_ns":9}
+"#;
+        assert_eq!(std::fs::read_to_string(&path).expect("a file"), expected);
+    }
+}

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::client::{Acknowledged, Client};
@@ -26,8 +27,12 @@ pub(crate) use self::target::Target;
 /// What to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// How long.
+    /// How long, after the warm-up.
     pub(crate) duration: Duration,
+    /// For so long nothing counts.
+    pub(crate) warmup: Duration,
+    /// Of the random choices.
+    pub(crate) seed: u64,
     /// Clients; in the open loop the most requests under way.
     pub(crate) concurrency: usize,
     /// Requests per second of the open loop; none: closed loop.
@@ -53,6 +58,10 @@ pub(crate) struct Options {
 struct Shared {
     options: Options,
     target: Arc<Target>,
+    /// Names this run among all.
+    run: u64,
+    /// True: the clients are to end.
+    stop: watch::Sender<bool>,
     begin: Instant,
     /// Requests begun, for the open loop.
     sequence: AtomicU64,
@@ -61,6 +70,20 @@ struct Shared {
     progress: Progress,
     per_group: Vec<AtomicU64>,
     history: Option<History>,
+}
+
+impl Shared {
+    fn end(&self) -> Instant {
+        self.begin + self.options.warmup + self.options.duration
+    }
+
+    /// What was counted so far is forgotten.
+    fn forget(&self) {
+        self.progress.forget();
+        for count in &self.per_group {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What came of a run.
@@ -72,7 +95,7 @@ pub(crate) struct Outcome {
     acknowledged: Vec<Acknowledged>,
 }
 
-/// Runs the load; `each_second` gets a line of progress.
+/// Runs the load; `each_second` gets a line of progress. Ctrl-C ends it early.
 ///
 /// # Errors
 /// The history cannot be written.
@@ -86,8 +109,11 @@ pub(crate) async fn run(
         .as_ref()
         .map(|path| History::create(path))
         .transpose()?;
-    let before = StoreCounters::read(&target).await;
+    let environment = Environment::read().await;
+    let mut before = StoreCounters::read(&target).await;
     let shared = Arc::new(Shared {
+        run: rand::random(),
+        stop: watch::Sender::new(false),
         begin: Instant::now(),
         sequence: AtomicU64::new(0),
         clients: AtomicU64::new(0),
@@ -105,8 +131,20 @@ pub(crate) async fn run(
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.tick().await;
     let mut acknowledged = Vec::new();
+    let mut counts_from = shared.begin;
+    let warm = tokio::time::sleep(shared.options.warmup);
+    tokio::pin!(warm);
     loop {
         tokio::select! {
+            () = &mut warm, if counts_from == shared.begin && !shared.options.warmup.is_zero() => {
+                before = StoreCounters::read(&target).await;
+                shared.forget();
+                counts_from = Instant::now();
+            }
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted.map_err(|error| format!("cannot wait for Ctrl-C: {error}"))?;
+                shared.stop.send_replace(true);
+            }
             _ = ticks.tick() => each_second(&shared.progress.line(shared.begin.elapsed())),
             ended = clients.join_next() => match ended {
                 Some(ended) => acknowledged.extend(ended.map_err(|error| format!("a client failed: {error}"))?),
@@ -114,7 +152,7 @@ pub(crate) async fn run(
             },
         }
     }
-    let elapsed = shared.begin.elapsed();
+    let elapsed = counts_from.elapsed();
     if let Some(history) = &shared.history {
         history.finish()?;
     }
@@ -130,10 +168,11 @@ pub(crate) async fn run(
         options: shared.options.clone(),
         per_group_min: per_group.iter().copied().min().unwrap_or(0),
         per_group_max: per_group.iter().copied().max().unwrap_or(0),
+        per_group_zero: per_group.iter().filter(|count| **count == 0).count(),
         groups: per_group.len(),
         stores: after.since(&before),
         leaders: target.leaders().await,
-        environment: Environment::read(),
+        environment,
     };
     Ok(Outcome {
         report,

@@ -1,8 +1,9 @@
 //! Figures of a run: a line each second, a summary for people, the same as JSON.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::time::Duration;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
@@ -12,6 +13,9 @@ use super::{Options, Target};
 
 /// Longest latency that is told apart, in microseconds.
 const LATENCY_MAX: u64 = 600_000_000;
+
+/// A request sent so much later than intended is late: all clients waited for answers.
+const LATE: Duration = Duration::from_millis(20);
 
 /// Counts while the load runs.
 #[derive(Debug)]
@@ -23,8 +27,10 @@ pub(super) struct Progress {
 struct Counts {
     second: Histogram<u64>,
     all: Histogram<u64>,
-    errors: BTreeMap<&'static str, u64>,
+    errors: BTreeMap<String, u64>,
     errors_second: u64,
+    begun: u64,
+    late: u64,
 }
 
 impl Default for Progress {
@@ -38,6 +44,8 @@ impl Default for Progress {
             all: histogram(),
             errors: BTreeMap::new(),
             errors_second: 0,
+            begun: 0,
+            late: 0,
         };
         Self {
             inner: Mutex::new(inner),
@@ -49,7 +57,9 @@ impl Default for Progress {
 #[derive(Clone, Debug)]
 pub(crate) struct Totals {
     latency: Histogram<u64>,
-    errors: BTreeMap<&'static str, u64>,
+    errors: BTreeMap<String, u64>,
+    begun: u64,
+    late: u64,
 }
 
 impl Progress {
@@ -60,9 +70,25 @@ impl Progress {
         self.inner.lock().second.saturating_record(micros);
     }
 
-    pub(super) fn failed(&self, reason: &'static str) {
+    /// A request is sent, so much later than intended.
+    pub(super) fn begun(&self, lag: Duration) {
         let mut counts = self.inner.lock();
-        *counts.errors.entry(reason).or_default() += 1;
+        counts.begun += 1;
+        counts.late += u64::from(lag >= LATE);
+    }
+
+    /// Counts from 0 again.
+    pub(super) fn forget(&self) {
+        let mut counts = self.inner.lock();
+        counts.roll();
+        counts.all.reset();
+        counts.errors.clear();
+        (counts.begun, counts.late) = (0, 0);
+    }
+
+    pub(super) fn failed(&self, reason: &str) {
+        let mut counts = self.inner.lock();
+        *counts.errors.entry(reason.to_owned()).or_default() += 1;
         counts.errors_second += 1;
     }
 
@@ -87,6 +113,8 @@ impl Progress {
         Totals {
             latency: counts.all.clone(),
             errors: counts.errors.clone(),
+            begun: counts.begun,
+            late: counts.late,
         }
     }
 }
@@ -118,34 +146,42 @@ fn millis(micros: u64) -> String {
     format!("{:.2}ms", micros as f64 / 1000.0)
 }
 
-/// Counters of all stores together.
+/// Counters by store and name.
 #[derive(Clone, Debug, Default)]
-pub(super) struct StoreCounters(BTreeMap<String, u64>);
+pub(super) struct StoreCounters(BTreeMap<(u64, String), u64>);
 
 impl StoreCounters {
     pub(super) async fn read(target: &Target) -> Self {
-        let mut sum = BTreeMap::new();
+        let mut counters = BTreeMap::new();
         for status in target.status().await.unwrap_or_default() {
             for (name, value) in status.counters {
-                *sum.entry(name).or_default() += value;
+                counters.insert((status.store, name), value);
             }
         }
-        Self(sum)
+        Self(counters)
     }
 
-    /// A store that restarted counts from 0 again: what it did before is left out.
+    /// A store that restarted counted from 0 again: what it did before its end is left out.
     pub(super) fn since(&self, before: &Self) -> Self {
-        let earlier = |name: &str| before.0.get(name).copied().unwrap_or(0);
-        Self(
-            self.0
-                .iter()
-                .map(|(name, now)| (name.clone(), now.saturating_sub(earlier(name))))
-                .collect(),
-        )
+        let since = |(key, now): (&(u64, String), &u64)| {
+            let earlier = before.0.get(key).copied().unwrap_or(0);
+            (key.clone(), now.checked_sub(earlier).unwrap_or(*now))
+        };
+        Self(self.0.iter().map(since).collect())
+    }
+
+    /// All stores together.
+    fn sums(&self) -> BTreeMap<&str, u64> {
+        let mut sums = BTreeMap::new();
+        for ((_, name), value) in &self.0 {
+            *sums.entry(name.as_str()).or_default() += value;
+        }
+        sums
     }
 
     fn ratio(&self, of: &str, per: &str) -> f64 {
-        let value = |name: &str| self.0.get(name).copied().unwrap_or(0) as f64;
+        let sums = self.sums();
+        let value = |name: &str| sums.get(name).copied().unwrap_or(0) as f64;
         if value(per) > 0.0 {
             value(of) / value(per)
         } else {
@@ -160,10 +196,14 @@ pub(super) struct Environment {
     processors: usize,
     model: String,
     kernel: String,
+    /// Median of a small synced write in the temporary directory of this machine.
+    fsync: Option<Duration>,
 }
 
 impl Environment {
-    pub(super) fn read() -> Self {
+    pub(super) async fn read() -> Self {
+        // A disk may block for long, and a task must not.
+        let fsync = tokio::task::spawn_blocking(measure_fsync).await;
         let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let cpu = file("/proc/cpuinfo");
         let model = cpu
@@ -173,8 +213,23 @@ impl Environment {
             processors: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             model: model.map_or_else(|| "unknown".to_owned(), |(_, name)| name.to_owned()),
             kernel: file("/proc/sys/kernel/osrelease").trim().to_owned(),
+            fsync: fsync.ok().and_then(Result::ok),
         }
     }
+}
+
+/// The median of 32 appends of 4 KiB, each followed by fdatasync.
+fn measure_fsync() -> std::io::Result<Duration> {
+    let mut file = tempfile::tempfile()?;
+    let mut times = Vec::new();
+    for _ in 0..32 {
+        let begun = Instant::now();
+        file.write_all(&[7; 4096])?;
+        file.sync_data()?;
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    Ok(times[times.len() / 2])
 }
 
 /// The figures of one run.
@@ -186,6 +241,8 @@ pub(crate) struct Report {
     pub(super) groups: usize,
     pub(super) per_group_min: u64,
     pub(super) per_group_max: u64,
+    /// Groups without a single success.
+    pub(super) per_group_zero: usize,
     pub(super) stores: StoreCounters,
     pub(super) leaders: BTreeMap<u64, u64>,
     pub(super) environment: Environment,
@@ -201,6 +258,14 @@ const QUANTILES: [(&str, f64); 6] = [
 ];
 
 impl Report {
+    /// Requests of an open loop that were never sent: all clients waited for answers.
+    fn unsent(&self) -> u64 {
+        let intended = |rate: f64| (rate * self.elapsed.as_secs_f64()) as u64;
+        // The last one or two of each second's share may fall outside by rounding.
+        let unsent = |rate| intended(rate).saturating_sub(self.totals.begun + 2);
+        self.options.rate.map_or(0, unsent)
+    }
+
     fn per_second(&self) -> f64 {
         self.totals.ok() as f64 / self.elapsed.as_secs_f64().max(0.001)
     }
@@ -211,7 +276,7 @@ impl Report {
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "{name:<18}{value}");
+            let _ = writeln!(text, "{name:<20}{value}");
         };
         let shape = o.rate.map_or("closed loop".to_owned(), |rate| {
             format!("open loop at {rate}/s")
@@ -242,6 +307,17 @@ impl Report {
             })
             .collect();
         line("latency", quantiles.join("  "));
+        if o.rate.is_some() {
+            let (late, begun) = (self.totals.late, self.totals.begun);
+            let keeps_up = match self.unsent() {
+                0 => String::new(),
+                unsent => format!("; could not keep up: {unsent} were never sent"),
+            };
+            line(
+                "schedule",
+                format!("{late} of {begun} requests were sent late{keeps_up}"),
+            );
+        }
         line(
             "errors",
             match self.totals.errors.is_empty() {
@@ -264,11 +340,14 @@ impl Report {
         );
         line(
             "messages per frame",
-            format!(" {:.1}", self.stores.ratio("messages_out", "frames_out")),
+            format!("{:.1}", self.stores.ratio("messages_out", "frames_out")),
         );
         line(
             "per group",
-            format!("min {}  max {}", self.per_group_min, self.per_group_max),
+            format!(
+                "min {}  max {}  without progress {}",
+                self.per_group_min, self.per_group_max, self.per_group_zero
+            ),
         );
         let leaders: Vec<String> = self
             .leaders
@@ -276,16 +355,20 @@ impl Report {
             .map(|(s, n)| format!("store {s}: {n}"))
             .collect();
         line("leaders", leaders.join("  "));
+        let fsync = e.fsync.map_or("unknown".to_owned(), |time| {
+            millis(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+        });
         line(
             "environment",
             format!(
-                "{} x {}, Linux {}, polyraft {}",
+                "{} x {}, Linux {}, fdatasync p50 {fsync} (client's temporary directory), polyraft {}",
                 e.processors,
                 e.model,
                 e.kernel,
                 env!("CARGO_PKG_VERSION")
             ),
         );
+        line("seed", o.seed.to_string());
         text
     }
 
@@ -309,15 +392,77 @@ impl Report {
             "errors": self.totals.errors,
             "entries_per_fsync": self.stores.ratio("written_entries", "synced_writes"),
             "messages_per_frame": self.stores.ratio("messages_out", "frames_out"),
-            "per_group": { "min": self.per_group_min, "max": self.per_group_max },
+            "seed": self.options.seed,
+            "late": self.totals.late,
+            "unsent": self.unsent(),
+            "per_group": { "min": self.per_group_min, "max": self.per_group_max, "without_progress": self.per_group_zero },
             "leaders": self.leaders.iter().map(|(s, n)| (s.to_string(), *n)).collect::<BTreeMap<_, _>>(),
-            "counters": self.stores.0,
+            "counters": self.stores.sums(),
             "environment": {
                 "processors": self.environment.processors,
                 "model": self.environment.model,
                 "kernel": self.environment.kernel,
+                "fdatasync_p50_us": self.environment.fsync.map(|time| time.as_micros() as u64),
                 "version": env!("CARGO_PKG_VERSION"),
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(counters: &[(u64, &str, u64)]) -> StoreCounters {
+        let entry =
+            |(store, name, value): &(u64, &str, u64)| ((*store, (*name).to_owned()), *value);
+        StoreCounters(counters.iter().map(entry).collect())
+    }
+
+    #[test]
+    fn a_store_that_restarted_counts_from_zero() {
+        let before = counters(&[(1, "entries", 100), (1, "syncs", 10), (2, "entries", 50)]);
+        let after = counters(&[
+            (1, "entries", 160),
+            (1, "syncs", 20),
+            (2, "entries", 40),
+            (2, "syncs", 10),
+        ]);
+        let since = after.since(&before);
+        assert_eq!(
+            since.sums(),
+            BTreeMap::from([("entries", 100), ("syncs", 20)])
+        );
+        assert!((since.ratio("entries", "syncs") - 5.0).abs() < 1e-9);
+        assert_eq!(since.ratio("entries", "nothing"), 0.0);
+    }
+
+    #[test]
+    fn what_came_before_the_warm_up_ended_is_forgotten() {
+        let progress = Progress::default();
+        let count = || {
+            progress.begun(Duration::ZERO);
+            progress.begun(LATE);
+            progress.acknowledged(Duration::from_millis(3));
+            progress.failed("busy");
+        };
+        count();
+        progress.forget();
+        count();
+        assert_eq!(
+            progress.line(Duration::from_secs(1)),
+            "   1s         1 ok/s   p50   3.00ms   p99   3.00ms   errors 1"
+        );
+        let totals = progress.totals();
+        assert_eq!((totals.ok(), totals.begun, totals.late), (1, 2, 1));
+        assert_eq!(totals.errors, BTreeMap::from([("busy".to_owned(), 1)]));
+    }
+
+    #[test]
+    fn latencies_out_of_bounds_count() {
+        let progress = Progress::default();
+        progress.acknowledged(Duration::ZERO);
+        progress.acknowledged(Duration::from_secs(100_000));
+        assert_eq!(progress.totals().ok(), 2);
     }
 }
