@@ -1,6 +1,7 @@
 //! Three etcd processes and a closed-loop generator of puts, to measure beside.
 //!
-//! The messages are the few fields of etcd's gRPC API (`rpc.proto`) that a put and a look for the leader need.
+//! The messages are the few fields of etcd's gRPC API (`rpc.proto`) that a put and a look for the leader
+//! need.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

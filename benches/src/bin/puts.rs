@@ -1,7 +1,7 @@
 //! Puts per second through gRPC: three store processes on this machine, fsync on, by clients and groups.
 //!
-//! `make bench-puts`; with `BENCH_ARGS=--etcd` beside etcd's three processes in the same run. Clients, stores and
-//! etcd share the machine's cores; each cluster runs alone.
+//! `make bench-puts`; with `BENCH_ARGS=--etcd` beside etcd's three processes in the same run. Clients,
+//! stores and etcd share the machine's cores; each cluster runs alone.
 #![allow(clippy::print_stdout)]
 
 use std::path::PathBuf;
