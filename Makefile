@@ -58,7 +58,7 @@ bench-core:
 	cargo run --release -p polyraft-benches --features peers --bin core
 
 bench-log:
-	$(CARGO) run --release -p polyraft-benches --bin log
+	$(CARGO) run --release -p polyraft-benches --features peers --bin log
 
 bench-puts: release
 	$(CARGO) run --release -p polyraft-benches --bin puts -- $(BENCH_ARGS)
