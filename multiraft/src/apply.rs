@@ -82,7 +82,7 @@ impl Applier {
     ) -> (Outcome, Result<(), StateMachineError>) {
         let mut outcome = Outcome::default();
         let result = self.perform(tasks, &mut outcome);
-        self.shared.disk_full.fetch_or(
+        self.shared.data_disk_full.store(
             matches!(result, Err(StateMachineError::DiskFull)),
             Ordering::Relaxed,
         );

@@ -163,7 +163,7 @@ impl HostHandle {
         if inner.shared.is_over() {
             return respond.answer(Err(Reject::Stopped));
         }
-        if inner.shared.disk_full.load(Ordering::Relaxed) {
+        if inner.shared.is_disk_full() {
             return respond.answer(Err(Reject::DiskFull));
         }
         match inner.proposals.try_acquire(size + PROPOSAL_OVERHEAD) {
@@ -313,7 +313,7 @@ impl HostHandle {
             apply_batches: read(&c.apply_batches),
             snapshots_sent: read(&c.snapshots_sent),
             snapshots_installed: read(&c.snapshots_installed),
-            disk_full: shared.disk_full.load(Ordering::Relaxed),
+            disk_full: shared.is_disk_full(),
         }
     }
 

@@ -187,6 +187,10 @@ pub(crate) fn decode(frame: proto::Frame) -> Result<Vec<GroupMessage>, CodecErro
         decode_beats(&beats, false, &mut out)?;
     }
     for envelope in frame.messages {
+        if matches!(envelope.payload, Some(Wire::Snapshot(_))) {
+            // Without its data it claims a state that nobody would have.
+            return Err(CodecError("a snapshot outside of its own stream"));
+        }
         out.push(decode_envelope(envelope)?);
     }
     Ok(out)
@@ -590,6 +594,21 @@ mod tests {
             append.entries[1].term = 1;
         }
         assert_eq!(decode(frame), Err(CodecError("terms of entries fall")));
+
+        let alone = proto::Envelope {
+            from: 1,
+            to: 2,
+            payload: Some(Wire::Snapshot(proto::SnapshotMeta::default())),
+            ..Default::default()
+        };
+        let frame = proto::Frame {
+            messages: vec![alone],
+            ..Default::default()
+        };
+        assert_eq!(
+            decode(frame),
+            Err(CodecError("a snapshot outside of its own stream"))
+        );
 
         let nobody = proto::Envelope {
             to: 1,

@@ -70,7 +70,11 @@ pub(crate) async fn run(hub: Arc<Hub>, peer: Arc<Peer>, lane: LaneKind) {
     let mut backoff = BACKOFF_MIN;
     let mut complained = String::new();
     loop {
-        let ended = one_connection(&hub, &peer, lane, &mut backoff).await;
+        let begun = Instant::now();
+        let ended = one_connection(&hub, &peer, lane).await;
+        if begun.elapsed() >= SOUND {
+            backoff = BACKOFF_MIN;
+        }
         let queue = queue(&peer, lane);
         queue.clear();
         if lane == LaneKind::Control && peer.connected.swap(false, Ordering::SeqCst) {
@@ -93,6 +97,8 @@ pub(crate) async fn run(hub: Arc<Hub>, peer: Arc<Peer>, lane: LaneKind) {
 }
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
+/// A connection that lasted so long was a good one: the next attempt comes at once.
+const SOUND: Duration = Duration::from_secs(3);
 
 fn queue(peer: &Peer, lane: LaneKind) -> &Queue {
     match lane {
@@ -128,12 +134,7 @@ fn deepest(error: &dyn std::error::Error) -> String {
 }
 
 /// One connection from beginning to end. Returns why it ended.
-async fn one_connection(
-    hub: &Arc<Hub>,
-    peer: &Arc<Peer>,
-    lane: LaneKind,
-    backoff: &mut Duration,
-) -> String {
+async fn one_connection(hub: &Arc<Hub>, peer: &Arc<Peer>, lane: LaneKind) -> String {
     let config = &hub.config;
     let address = peer.address.lock().clone();
     let channel = match connect(&address, config.dead_after).await {
@@ -169,7 +170,6 @@ async fn one_connection(
         Ok(Err(status)) => return format!("refused: {}", status.message()),
         _ => return "no welcome".to_owned(),
     };
-    *backoff = BACKOFF_MIN;
     if lane == LaneKind::Control {
         peer.connected.store(true, Ordering::SeqCst);
         hub.store_up(peer.store, incarnation);
@@ -194,16 +194,8 @@ async fn pump(
     let (mut number, mut heard) = (0, Instant::now());
     loop {
         tokio::select! {
-            () = queue.news.notified() => {
-                while let Some(frame) = queue.take(config.frame_bytes_max) {
-                    // A peer that does not take what it is sent looks like one that is gone.
-                    match timeout(config.dead_after, frames.send(frame)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return "the stream broke".to_owned(),
-                        Err(_) => return "it does not take what it is sent".to_owned(),
-                    }
-                }
-            }
+            // What was heard before what was not: a stall of this process is no silence of the peer.
+            biased;
             reply = replies.message() => match reply {
                 Ok(Some(_)) => heard = Instant::now(),
                 Ok(None) => return "it closed the stream".to_owned(),
@@ -221,6 +213,19 @@ async fn pump(
             }
             () = peer.moved.notified() => return "its address changed".to_owned(),
             () = hub.stopping() => return "shutting down".to_owned(),
+            () = queue.news.notified() => {
+                // One frame a turn, so that pongs and pings have theirs under any load.
+                let Some(frame) = queue.take(config.frame_bytes_max) else { continue };
+                // A peer that does not take what it is sent looks like one that is gone.
+                match timeout(config.dead_after, frames.send(frame)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return "the stream broke".to_owned(),
+                    Err(_) => return "it does not take what it is sent".to_owned(),
+                }
+                if queue.bytes() > 0 {
+                    queue.news.notify_one();
+                }
+            }
         }
     }
 }

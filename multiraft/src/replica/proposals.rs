@@ -30,14 +30,15 @@ impl Proposals {
         self.waiting.is_empty()
     }
 
-    /// Entries are proposed in the order of their ids, except that a new leadership may overwrite
-    /// the tail of an old one: then the overwritten ones certainly have no effect.
-    pub(crate) fn push(&mut self, pending: Pending, overwritten: impl Fn() -> Reject) {
+    /// Entries are proposed in the order of their ids, except that a new leadership may overwrite the
+    /// tail of an old one here. That does not decide about the old entries: another member may still
+    /// hold them, win later, and commit them.
+    pub(crate) fn push(&mut self, pending: Pending) {
         while let Some(old) = self
             .waiting
             .pop_back_if(|old| old.id.index >= pending.id.index)
         {
-            old.respond.answer(Err(overwritten()));
+            old.respond.answer(Err(Reject::Ambiguous));
         }
         self.waiting.push_back(pending);
     }
@@ -83,5 +84,43 @@ impl Proposals {
         for pending in self.waiting.drain(..) {
             pending.respond.answer(Err(Reject::Ambiguous));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::budget::Budget;
+
+    /// Five members: A's entry 5 of term 2 is on B and D too when C overwrites it on A only; A leads
+    /// again and proposes at 5. B may yet win and commit the old entry: nobody may say it had no effect.
+    #[test]
+    fn an_overwritten_proposal_is_in_doubt_and_not_refused() {
+        let budget = Budget::new(100);
+        let pending = |term, answers: &mpsc::Sender<Result<Bytes, Reject>>| {
+            let answers = answers.clone();
+            let answer = move |result| answers.send(result).expect("the test listens");
+            Pending {
+                id: EntryId::new(term, 5),
+                respond: Responder::new(|| Err(Reject::Ambiguous), answer),
+                permit: budget.try_acquire(1).expect("there is room"),
+            }
+        };
+        let (old, old_answers) = mpsc::channel();
+        let (new, new_answers) = mpsc::channel();
+        let mut proposals = Proposals::default();
+        proposals.push(pending(2, &old));
+        proposals.push(pending(4, &new));
+        assert_eq!(old_answers.try_recv(), Ok(Err(Reject::Ambiguous)));
+        assert!(new_answers.try_recv().is_err(), "still waiting");
+        let taken = proposals.committed([EntryId::new(5, 5)].into_iter(), || Reject::Stopped);
+        assert!(taken.is_empty());
+        assert_eq!(
+            new_answers.try_recv(),
+            Ok(Err(Reject::Stopped)),
+            "another entry took its place"
+        );
     }
 }

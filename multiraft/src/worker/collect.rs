@@ -153,8 +153,7 @@ fn write(
     effects: &mut Effects,
 ) -> Result<(), String> {
     if append.snapshot().is_some() {
-        Worker::begin_install(replica, worker, append, effects);
-        return Ok(());
+        return Worker::begin_install(replica, worker, append, effects);
     }
     let sync = append.must_sync();
     if let Some(hard_state) = append.hard_state() {

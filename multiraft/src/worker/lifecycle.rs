@@ -414,19 +414,18 @@ impl Worker {
         worker: usize,
         append: Append,
         effects: &mut Effects,
-    ) {
-        match std::mem::take(&mut replica.install) {
-            Install::Offered(staged) => {
-                replica.install = Install::Restoring(Box::new(append));
-                effects.applies.push(ApplyTask::Restore {
-                    worker,
-                    replica: replica.id,
-                    staged,
-                });
-            }
-            // The core asks for a snapshot only in answer to the one that was offered.
-            other => unreachable!("a snapshot to install that was not offered: {other:?}"),
-        }
+    ) -> Result<(), String> {
+        let Install::Offered(staged) = std::mem::take(&mut replica.install) else {
+            return Err("a snapshot is to be installed whose data never came".to_owned());
+        };
+        replica.install = Install::Restoring(Box::new(append));
+        let replica = replica.id;
+        effects.applies.push(ApplyTask::Restore {
+            worker,
+            replica,
+            staged,
+        });
+        Ok(())
     }
 
     pub(super) fn finish_changes(

@@ -31,13 +31,12 @@ impl Worker {
         }
         match replica.node.propose(vec![data]) {
             Ok(Some(id)) => {
-                let not_leader = Reject::NotLeader { leader: None };
                 let pending = Pending {
                     id,
                     respond,
                     permit,
                 };
-                replica.proposals.push(pending, || not_leader.clone());
+                replica.proposals.push(pending);
                 Counters::add(&self.shared.counters.proposals, 1);
                 self.wake(group);
             }

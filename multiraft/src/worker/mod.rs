@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) router: Router,
     /// The disk was full at the last write: proposals are refused until it is not.
     pub(crate) disk_full: AtomicBool,
+    /// The same at the last write of an applier.
+    pub(crate) data_disk_full: AtomicBool,
     /// The store cannot go on.
     pub(crate) failed: AtomicBool,
     pub(crate) stopping: AtomicBool,
@@ -48,10 +50,16 @@ impl Shared {
         Self {
             router: Router::new(workers),
             disk_full: AtomicBool::new(false),
+            data_disk_full: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             counters: Counters::default(),
         }
+    }
+
+    /// Whether a write found no room lately; each writer speaks for itself.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed) || self.data_disk_full.load(Ordering::Relaxed)
     }
 
     /// Stopped or about to be: nothing new is taken.
