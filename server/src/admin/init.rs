@@ -172,6 +172,20 @@ impl Server {
             let text = format!("the cluster has been initialised with {ranged} groups before");
             return Err(Failure::new(Reason::Refused, text));
         }
+        // Another cut would lay ranges over those that are there, on stores that do not know of them.
+        let elsewhere = known.iter().find(|group| {
+            let range = range_of(group.group.saturating_sub(1), groups);
+            group.start.is_some()
+                && (group.start.as_ref() != Some(&range.start) || group.end != range.end)
+        });
+        if let Some(group) = elsewhere {
+            let text = format!(
+                "group {} has another range than it would have among {groups}: an init with another \
+                 number of groups came before; repeat it with that number",
+                group.group
+            );
+            return Err(Failure::new(Reason::Refused, text));
+        }
         // An init that was cut short is completed: numbers, ranges and members follow from the request.
         self.take_numbers_up_to(groups, call).await?;
         let numbers: Vec<u64> = (1..=groups).collect();
