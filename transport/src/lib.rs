@@ -1,8 +1,8 @@
 //! Messages of thousands of groups over few streams: one per other store and lane, and one per snapshot.
 //!
 //! # Contract
-//! * May lose, duplicate (never does) and reorder between lanes; never invents or alters. Within a
-//!   lane of one connection the order is kept.
+//! * May lose and reorder; never invents or alters. Within a lane of one connection frames keep their
+//!   order; inside a frame heartbeats come first, then their answers, then everything else in order.
 //! * [`Transport::send`](polyraft_multiraft::env::Transport::send) never blocks: what does not fit is
 //!   dropped, oldest first, and counted.
 //! * A frame carries everything that waits, up to a size: batches grow with the load and nothing waits for
