@@ -42,6 +42,7 @@ mod handle;
 mod host;
 mod input;
 mod persist;
+mod ranges;
 mod replica;
 mod responder;
 mod router;

@@ -14,7 +14,7 @@ use super::{Counters, Worker};
 use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
 use crate::env::{Lifecycle, LogSection, RecoveredGroup};
 use crate::error::{HostError, Reject};
-use crate::group::{AppliedState, GroupDescriptor, GroupId};
+use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange};
 use crate::input::Applied;
 use crate::replica::{Install, Replica, ReplicaLog};
 use crate::responder::Responder;
@@ -52,6 +52,8 @@ impl Worker {
             ..self.config.raft(group, recovered.replica)
         };
         let node = RaftNode::new(config, log).map_err(|error| inconsistent(error.to_string()))?;
+        let claimed = self.shared.ranges.claim(group, descriptor.range.as_ref());
+        claimed.map_err(|owner| inconsistent(format!("its range overlaps that of {owner}")))?;
         self.insert(Replica::new(recovered.replica, node, descriptor));
         Ok(())
     }
@@ -120,6 +122,10 @@ impl Worker {
         {
             return refused("next_replica must be above every member's replica id");
         }
+        let empty = |range: &KeyRange| range.end.as_ref().is_some_and(|end| *end <= range.start);
+        if descriptor.range.as_ref().is_some_and(empty) {
+            return refused("its range contains no key: the end must be above the start");
+        }
         if self
             .tombstones
             .get(&group)
@@ -131,24 +137,26 @@ impl Worker {
             return Err(Reject::Busy("the group is being created or destroyed"));
         }
         if let Some(present) = self.replicas.get(&group) {
-            if present.id == replica && present.is_initialised() {
+            // A vote may have come before this request and made the replica. What it knows is
+            // durable, and the leader feeds it by snapshot: the group is there as asked for.
+            if present.id == replica {
                 return Ok(None);
             }
             return refused("another replica of it exists on this store");
         }
-        let overlaps = |other: &Arc<GroupDescriptor>| match (&other.range, &descriptor.range) {
-            (Some(one), Some(two)) => other.group != group && one.overlaps(two),
-            _ => false,
-        };
-        match self
-            .shared
-            .router
-            .descriptors()
-            .iter()
-            .find(|other| overlaps(other))
-        {
-            Some(other) => refused(&format!("its range overlaps that of group {}", other.group)),
-            None => Ok(Some(replica)),
+        match self.shared.ranges.claim(group, descriptor.range.as_ref()) {
+            Err(other) => refused(&format!("its range overlaps that of group {other}")),
+            Ok(()) => Ok(Some(replica)),
+        }
+    }
+
+    /// The data of a new group could not be written: it is as if nobody had asked.
+    pub(super) fn abandon_create(&mut self, group: GroupId, reason: &str) {
+        if let Some(respond) = self.creating.remove(&group) {
+            self.shared.ranges.release(group);
+            if let Some(respond) = respond {
+                respond.answer(Err(Reject::Refused(reason.to_owned())));
+            }
         }
     }
 
@@ -306,6 +314,7 @@ impl Worker {
         match what {
             Applied::Destroyed => {
                 self.dying.remove(&group);
+                self.shared.ranges.release(group);
             }
             Applied::Created(state) => self.on_created(group, id, state, effects),
             Applied::Restored(state) => self.on_restored(group, id, &state, effects),
@@ -336,7 +345,7 @@ impl Worker {
                     }
                     Ok(())
                 });
-                self.finish_changes(group, &changes);
+                self.finish_changes(group, id, &changes);
                 if gone {
                     let next = self.replicas.get(&group).map(|r| r.descriptor.next_replica);
                     self.destroy(group, next.unwrap_or_default(), None, effects);
@@ -431,12 +440,13 @@ impl Worker {
     pub(super) fn finish_changes(
         &mut self,
         group: GroupId,
+        id: ReplicaId,
         changes: &[(Index, polyraft_core::ConfChangeV2)],
     ) {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return;
         };
-        if replica.changes.is_empty() {
+        if replica.changes.is_empty() || replica.id != id {
             return;
         }
         let (applied, joint) = (

@@ -221,6 +221,16 @@ impl Worker {
                 .applies
                 .push(crate::effects::ApplyTask::Discard(staged));
         }
+        let range = staged.state.descriptor.range.as_ref();
+        if let Err(owner) = self.shared.ranges.claim(group, range) {
+            // Its data would lie over the other's. The leader tries again, and one of the two may
+            // be gone by then.
+            Counters::add(&self.shared.counters.messages_refused, 1);
+            tracing::warn!(%group, %from, %owner, "snapshot refused: its range overlaps another group's");
+            return effects
+                .applies
+                .push(crate::effects::ApplyTask::Discard(staged));
+        }
         replica.learn_route(header.message.from, from);
         replica.install = Install::Offered(staged);
         let result = replica.node.step(header.message);

@@ -27,6 +27,7 @@ use crate::effects::Effects;
 use crate::error::Reject;
 use crate::group::GroupId;
 use crate::input::{AppliedItem, Input, PersistedItem};
+use crate::ranges::RangeClaims;
 use crate::replica::Replica;
 use crate::responder::Responder;
 use crate::router::Router;
@@ -35,6 +36,7 @@ use crate::router::Router;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) router: Router,
+    pub(crate) ranges: RangeClaims,
     /// The disk was full at the last write: proposals are refused until it is not.
     pub(crate) disk_full: AtomicBool,
     /// The same at the last write of an applier.
@@ -49,6 +51,7 @@ impl Shared {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             router: Router::new(workers),
+            ranges: RangeClaims::default(),
             disk_full: AtomicBool::new(false),
             data_disk_full: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -202,7 +205,10 @@ impl Worker {
                     Ok(())
                 });
             }
-            Input::Quarantine { group, reason } => self.quarantine(group, &reason),
+            Input::Quarantine { group, reason } => {
+                self.abandon_create(group, &reason);
+                self.quarantine(group, &reason);
+            }
             Input::Flushed(indexes) => self.on_flushed(&indexes, effects),
             Input::Tick => self.tick(effects),
             Input::StoreUp(store) => self.on_store_change(store),

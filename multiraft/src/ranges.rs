@@ -1,0 +1,143 @@
+//! Which key ranges groups of this store own, or are about to.
+//!
+//! Data of groups with a range lies under the user's own keys, so two overlapping groups on one store
+//! would write over each other and the removal of one would delete the other's data. A range is claimed
+//! before the first byte of its data is written and stays claimed until the last one is gone: longer than
+//! the replica is in the router, at both ends.
+//!
+//! Invariants: claimed ranges do not overlap; a group has at most one.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::group::{GroupId, KeyRange};
+
+/// See the module. Shared by the workers; taken only when groups begin and end.
+#[derive(Debug, Default)]
+pub(crate) struct RangeClaims {
+    inner: Mutex<Claims>,
+}
+
+#[derive(Debug, Default)]
+struct Claims {
+    /// By first key.
+    by_start: BTreeMap<Bytes, GroupId>,
+    by_group: HashMap<GroupId, KeyRange>,
+}
+
+impl RangeClaims {
+    /// The range is the group's until it is released, also if it was before. A group without a
+    /// range has keys of its own and claims nothing.
+    ///
+    /// # Errors
+    /// The group that owns some of it; nothing has changed then.
+    pub(crate) fn claim(&self, group: GroupId, range: Option<&KeyRange>) -> Result<(), GroupId> {
+        let Some(range) = range else { return Ok(()) };
+        let mut claims = self.inner.lock();
+        if let Some(owner) = claims.overlapping(group, range) {
+            return Err(owner);
+        }
+        claims.release(group);
+        claims.by_start.insert(range.start.clone(), group);
+        claims.by_group.insert(group, range.clone());
+        Ok(())
+    }
+
+    pub(crate) fn release(&self, group: GroupId) {
+        self.inner.lock().release(group);
+    }
+}
+
+impl Claims {
+    /// Another group that owns some of `range`.
+    fn overlapping(&self, group: GroupId, range: &KeyRange) -> Option<GroupId> {
+        // Claimed ranges are disjoint, so from the end backwards the first one that lies wholly below
+        // ends the search.
+        let below_end = self.by_start.iter().rev().filter(|(start, _)| {
+            let below = range.end.as_ref().is_none_or(|end| *start < end);
+            below || **start == range.start
+        });
+        below_end
+            .map(|(_, owner)| *owner)
+            .filter(|owner| *owner != group)
+            .map_while(|owner| {
+                let owned = self.by_group.get(&owner)?;
+                owned.overlaps(range).then_some(owner)
+            })
+            .next()
+    }
+
+    fn release(&mut self, group: GroupId) {
+        if let Some(range) = self.by_group.remove(&group) {
+            self.by_start.remove(&range.start);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: &'static str, end: &'static str) -> KeyRange {
+        KeyRange {
+            start: Bytes::from_static(start.as_bytes()),
+            end: (!end.is_empty()).then(|| Bytes::from_static(end.as_bytes())),
+        }
+    }
+
+    #[test]
+    fn a_range_has_one_owner_until_it_is_released() {
+        let claims = RangeClaims::default();
+        let (one, two, three) = (GroupId(1), GroupId(2), GroupId(3));
+        assert_eq!(claims.claim(one, Some(&range("b", "d"))), Ok(()));
+        assert_eq!(claims.claim(one, Some(&range("b", "d"))), Ok(()));
+        for overlap in [
+            range("", ""),
+            range("a", "c"),
+            range("c", "e"),
+            range("b", "d"),
+            range("bb", "c"),
+        ] {
+            assert_eq!(claims.claim(two, Some(&overlap)), Err(one), "{overlap:?}");
+        }
+        assert_eq!(claims.claim(two, Some(&range("d", ""))), Ok(()));
+        assert_eq!(claims.claim(three, Some(&range("", "b"))), Ok(()));
+        assert_eq!(claims.claim(three, Some(&range("", "bb"))), Err(one));
+        claims.release(one);
+        assert_eq!(claims.claim(three, Some(&range("", "bb"))), Ok(()));
+        assert_eq!(claims.claim(one, Some(&range("b", "d"))), Err(three));
+        assert_eq!(claims.claim(one, Some(&range("bb", "d"))), Ok(()));
+        assert_eq!(claims.claim(one, None), Ok(()));
+    }
+
+    proptest::proptest! {
+        /// Beside a list that is searched from end to end.
+        #[test]
+        fn finds_what_a_full_search_finds(
+            steps in proptest::collection::vec((0u64..6, 0u8..12, 0u8..14, proptest::bool::ANY), 1..60),
+        ) {
+            let claims = RangeClaims::default();
+            let mut twin: Vec<(GroupId, KeyRange)> = Vec::new();
+            for (group, start, end, release) in steps {
+                let group = GroupId(group);
+                if release {
+                    claims.release(group);
+                    twin.retain(|(owner, _)| *owner != group);
+                    continue;
+                }
+                let range = KeyRange {
+                    start: Bytes::copy_from_slice(&[start]),
+                    end: (end > start).then(|| Bytes::copy_from_slice(&[end])),
+                };
+                let free = !twin.iter().any(|(owner, owned)| *owner != group && owned.overlaps(&range));
+                proptest::prop_assert_eq!(claims.claim(group, Some(&range)).is_ok(), free);
+                if free {
+                    twin.retain(|(owner, _)| *owner != group);
+                    twin.push((group, range));
+                }
+            }
+        }
+    }
+}
