@@ -11,7 +11,10 @@ use crate::input::Input;
 
 /// Reads one range. A log that is damaged is reported as such, so that the replica is taken out of
 /// service; what was truncated meanwhile is no damage.
-pub(crate) fn fetch(engine: &Arc<dyn LogEngine>, task: FetchTask) -> Result<Input, LogError> {
+///
+/// # Errors
+/// The engine cannot be trusted any more.
+pub fn fetch(engine: &Arc<dyn LogEngine>, task: FetchTask) -> Result<Input, LogError> {
     let FetchTask {
         group,
         replica,

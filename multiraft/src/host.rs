@@ -10,13 +10,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use polyraft_core::HardState;
 
 use crate::apply::Applier;
-use crate::budget::Budget;
 use crate::config::HostConfig;
 use crate::env::{LogBatch, LogEngine, LogSection, Recovered, StateMachine, Transport};
 use crate::error::HostError;
 use crate::group::{AppliedState, GroupId};
-use crate::handle::{HostHandle, Mailboxes, StateMachineRef};
-use crate::persist::LogWriter;
+use crate::handle::HostHandle;
+use crate::parts::{HostParts, applier_of};
 use crate::threads::{self, Pools, channel, spawn};
 use crate::worker::{Shared, Worker};
 
@@ -60,17 +59,8 @@ impl Host {
     /// # Errors
     /// The configuration cannot work, or what is on the disk cannot be trusted.
     pub fn start(config: HostConfig, env: HostEnv) -> Result<Self, HostError> {
-        config.validate()?;
-        let config = Arc::new(config);
-        let shared = Arc::new(Shared::new(config.workers));
-        let mut workers: Vec<Worker> = (0..config.workers)
-            .map(|index| Worker::new(index, Arc::clone(&config), Arc::clone(&shared)))
-            .collect();
-        let mut appliers: Vec<Applier> = (0..config.appliers)
-            .map(|_| Applier::new(Arc::clone(&env.state_machine), Arc::clone(&shared)))
-            .collect();
-        recover(&env, &shared, &mut workers, &mut appliers)?;
-        launch(config, &env, shared, workers, appliers)
+        let parts = HostParts::assemble(config, &env)?;
+        launch(parts, &env)
     }
 
     /// The way to talk to it.
@@ -120,7 +110,7 @@ impl fmt::Debug for HostEnv {
 }
 
 /// Puts log and data of every replica together, and finishes what a crash cut short.
-fn recover(
+pub(crate) fn recover(
     env: &HostEnv,
     shared: &Shared,
     workers: &mut [Worker],
@@ -142,7 +132,7 @@ fn recover(
     }
     let count = appliers.len();
     for (group, state) in states {
-        appliers[group.0 as usize % count].load(state);
+        appliers[applier_of(group, count)].load(state);
     }
     Ok(())
 }
@@ -217,31 +207,19 @@ fn reset_overtaken(
     Ok(())
 }
 
-fn launch(
-    config: Arc<HostConfig>,
-    env: &HostEnv,
-    shared: Arc<Shared>,
-    workers: Vec<Worker>,
-    appliers: Vec<Applier>,
-) -> Result<Host, HostError> {
-    let (requests, request_ends): (Vec<_>, Vec<_>) = workers.iter().map(|_| channel()).unzip();
-    let (completions, completion_ends): (Vec<_>, Vec<_>) =
-        workers.iter().map(|_| channel()).unzip();
+fn launch(parts: HostParts, env: &HostEnv) -> Result<Host, HostError> {
+    let HostParts {
+        handle,
+        workers,
+        inboxes,
+        writer,
+        appliers,
+    } = parts;
+    let shared = Arc::clone(&handle.inner.shared);
     let (applies, apply_ends): (Vec<_>, Vec<_>) = appliers.iter().map(|_| channel()).unzip();
     let (writes, write_end) = channel();
     let (fetches, fetch_end) = channel();
     let (snapshots, snapshot_end) = channel();
-    let handle = HostHandle {
-        inner: Arc::new(Mailboxes {
-            proposals: Budget::new(config.proposal_bytes_max),
-            inbound: Budget::new(config.inbound_bytes_max),
-            config: Arc::clone(&config),
-            shared: Arc::clone(&shared),
-            requests,
-            completions,
-            state_machine: StateMachineRef(Arc::clone(&env.state_machine)),
-        }),
-    };
     let transport = Arc::clone(&env.transport);
     let pools = Pools {
         writes,
@@ -256,24 +234,18 @@ fn launch(
         threads: Vec::new(),
         stop: Vec::new(),
     };
-    let store = config.store;
+    let store = handle.inner.config.store;
 
     let mut ticks = Vec::new();
-    let ends = request_ends.into_iter().zip(completion_ends);
-    for (index, (worker, (requests, completions))) in workers.into_iter().zip(ends).enumerate() {
+    for (index, (worker, inbox)) in workers.into_iter().zip(inboxes).enumerate() {
         let pending = Arc::new(AtomicU32::new(0));
         ticks.push(Arc::clone(&pending));
         let (pools, shared) = (pools.clone(), Arc::clone(&shared));
         host.threads
             .push(spawn(format!("s{store}-worker-{index}"), move || {
-                threads::run_worker(worker, &requests, &completions, &pools, &shared, &pending);
+                threads::run_worker(worker, &inbox, &pools, &shared, &pending);
             })?);
     }
-    let writer = LogWriter::new(
-        Arc::clone(&env.log),
-        Arc::clone(&config),
-        Arc::clone(&shared),
-    );
     {
         let (pools, handle, fatal) = (pools, handle.clone(), fatal.clone());
         host.threads.push(spawn(format!("s{store}-log"), move || {

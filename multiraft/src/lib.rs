@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 pub mod env;
+pub mod parts;
 
 mod apply;
 mod budget;
@@ -58,17 +59,3 @@ pub use handle::{GroupStatus, HostHandle, HostStats, MemberChange, ReadPermit, R
 pub use host::{Host, HostEnv};
 pub use responder::Responder;
 pub use worker::BOOTSTRAP;
-
-/// The loop bodies of a host as functions of data, for shells other than the threads of [`Host`]: a
-/// simulator calls these in an order of its own.
-pub mod parts {
-    pub use crate::apply::{Applier, Outcome};
-    pub use crate::budget::Permit;
-    pub use crate::effects::{
-        ApplyTask, DestroyData, Effects, FetchTask, LaneKey, SnapshotTask, WriteItem,
-    };
-    pub use crate::input::{Admin, Applied, AppliedItem, Input, PersistedItem};
-    pub use crate::persist::{LogWriter, Written};
-    pub use crate::replica::Pending;
-    pub use crate::worker::Worker;
-}

@@ -11,8 +11,9 @@ use crate::input::Input;
 use crate::responder::Responder;
 use crate::worker::Counters;
 
-/// Builds one snapshot and hands it to the transport. How it ended comes back as an input.
-pub(crate) fn send(
+/// Builds one snapshot and hands it to the transport. How it ended comes back as an input, after
+/// which `finished` is called.
+pub fn send(
     state_machine: &Arc<dyn StateMachine>,
     transport: &Arc<dyn Transport>,
     handle: &HostHandle,

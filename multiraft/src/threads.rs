@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
-use crate::apply::Applier;
+use crate::apply::{Applier, Outcome};
 use crate::effects::{ApplyTask, Effects, FetchTask, SnapshotTask, WriteItem};
 use crate::env::{LogEngine, LogError, StateMachine, StateMachineError, Transport};
 use crate::error::HostError;
@@ -20,7 +20,8 @@ use crate::group::GroupId;
 use crate::handle::HostHandle;
 use crate::host::OnFatal;
 use crate::input::Input;
-use crate::persist::LogWriter;
+use crate::parts::{Inbox, applier_of};
+use crate::persist::{LogWriter, Written};
 use crate::snapshots;
 use crate::worker::{Shared, Worker};
 
@@ -59,7 +60,7 @@ impl Pools {
     }
 
     fn apply(&self, task: ApplyTask) {
-        let at = task.group().0 as usize % self.applies.len();
+        let at = applier_of(task.group(), self.applies.len());
         drop(self.applies[at].send(task));
     }
 }
@@ -74,8 +75,7 @@ pub(crate) fn spawn(
 
 pub(crate) fn run_worker(
     mut worker: Worker,
-    requests: &Receiver<Input>,
-    completions: &Receiver<Input>,
+    inbox: &Inbox,
     pools: &Pools,
     shared: &Shared,
     ticks: &AtomicU32,
@@ -83,16 +83,14 @@ pub(crate) fn run_worker(
     let mut inputs = Vec::new();
     loop {
         select! {
-            recv(completions) -> input => inputs.extend(input),
-            recv(requests) -> input => inputs.extend(input),
+            recv(inbox.completions) -> input => inputs.extend(input),
+            recv(inbox.requests) -> input => inputs.extend(input),
             default(RETRY) => {}
         }
         if shared.is_over() {
             return;
         }
-        // Completions first: they free what requests are waiting for.
-        inputs.extend(completions.try_iter().take(PASS_INPUTS_MAX));
-        inputs.extend(requests.try_iter().take(PASS_INPUTS_MAX));
+        inbox.take(&mut inputs, PASS_INPUTS_MAX);
         if inputs.is_empty() {
             continue;
         }
@@ -135,7 +133,7 @@ pub(crate) fn run_log_writer(
         if items.is_empty() {
             continue;
         }
-        let written = match writer.drain(&mut items) {
+        let mut written = match writer.drain(&mut items) {
             Ok(written) => written,
             Err(LogError::DiskFull) => {
                 tracing::error!(
@@ -146,20 +144,28 @@ pub(crate) fn run_log_writer(
             }
             Err(error) => return fatal.raise(shared, error.into()),
         };
-        for ((store, lane), messages) in written.sends {
+        for ((store, lane), messages) in std::mem::take(&mut written.sends) {
             pools.transport.send(store, lane.into(), messages);
         }
-        for (worker, persisted) in written.persisted {
-            handle.complete(worker, Input::Persisted(persisted));
-        }
-        for (worker, replica, data) in written.destroyed {
-            pools.apply(ApplyTask::Destroy {
-                worker,
-                replica,
-                data,
-            });
+        for task in return_receipts(handle, &mut written) {
+            pools.apply(task);
         }
     }
+}
+
+/// Receipts go to the workers; replicas whose tombstone is durable, to the appliers.
+pub(crate) fn return_receipts(handle: &HostHandle, written: &mut Written) -> Vec<ApplyTask> {
+    for (worker, persisted) in std::mem::take(&mut written.persisted) {
+        handle.complete(worker, Input::Persisted(persisted));
+    }
+    let destroyed = written.destroyed.drain(..);
+    destroyed
+        .map(|(worker, replica, data)| ApplyTask::Destroy {
+            worker,
+            replica,
+            data,
+        })
+        .collect()
 }
 
 fn size(item: &WriteItem) -> u64 {
@@ -197,17 +203,21 @@ pub(crate) fn run_applier(
             continue;
         }
         let (outcome, result) = applier.drain(&mut queue);
-        for (worker, items) in outcome.applied {
-            handle.complete(worker, Input::Applied(items));
-        }
-        for (worker, group, reason) in outcome.quarantined {
-            handle.complete(worker, Input::Quarantine { group, reason });
-        }
+        return_results(handle, outcome);
         full = match result {
             Ok(()) => false,
             Err(StateMachineError::DiskFull) => true,
             Err(error) => return fatal.raise(shared, error.into()),
         };
+    }
+}
+
+pub(crate) fn return_results(handle: &HostHandle, outcome: Outcome) {
+    for (worker, items) in outcome.applied {
+        handle.complete(worker, Input::Applied(items));
+    }
+    for (worker, group, reason) in outcome.quarantined {
+        handle.complete(worker, Input::Quarantine { group, reason });
     }
 }
 
@@ -306,7 +316,10 @@ pub(crate) fn run_maintenance(
 
 const MAINTENANCE: Duration = Duration::from_millis(500);
 
-fn flush(state_machine: &Arc<dyn StateMachine>, handle: &HostHandle) -> Result<(), HostError> {
+pub(crate) fn flush(
+    state_machine: &Arc<dyn StateMachine>,
+    handle: &HostHandle,
+) -> Result<(), HostError> {
     // What is applied as far as published is certainly in what is flushed.
     let list = handle.list();
     match state_machine.flush() {
