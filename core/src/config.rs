@@ -53,6 +53,10 @@ pub struct Config {
     pub disable_conf_change_validation: bool,
     /// A leader that is removed or demoted steps down when it applies that.
     pub step_down_on_removal: bool,
+    /// Followers learn a new commit index from the next append or heartbeat, not from an empty append of
+    /// its own (raft-rs calls it `skip_bcast_commit`). Halves the messages of groups with few writes; what
+    /// followers apply is up to a heartbeat older. Changes of membership are told at once all the same.
+    pub lazy_commit: bool,
     /// Requests for a read index that may wait, before and after the first commit of a term.
     pub max_pending_reads: usize,
     /// Seed of the election jitter; should differ for every replica of every group.
@@ -81,6 +85,7 @@ impl Config {
             disable_proposal_forwarding: false,
             disable_conf_change_validation: false,
             step_down_on_removal: true,
+            lazy_commit: false,
             max_pending_reads: 4096,
             seed: id.0,
         }
@@ -143,6 +148,7 @@ impl Config {
             forward_proposals: !self.disable_proposal_forwarding,
             validate_conf_changes: !self.disable_conf_change_validation,
             step_down_on_removal: self.step_down_on_removal,
+            lazy_commit: self.lazy_commit,
             max_pending_reads: self.max_pending_reads,
         }
     }

@@ -111,6 +111,7 @@ impl World {
         let mut dice = Dice(seed);
         let (pre_vote, check_quorum) = (!dice.one_in(3), !dice.one_in(3));
         let (step_down_on_removal, forgets) = (!dice.one_in(3), dice.one_in(2));
+        let lazy_commit = dice.one_in(2);
         let max_message_bytes = [0, 100, 1 << 20][dice.below(3)];
         let max_inflight_messages = [1, 3, 256][dice.below(3)];
         let max_committed_bytes = [1, 200, 1 << 20][dice.below(3)];
@@ -121,6 +122,7 @@ impl World {
                 pre_vote,
                 check_quorum,
                 step_down_on_removal,
+                lazy_commit,
                 max_message_bytes,
                 max_inflight_messages,
                 max_committed_bytes,

@@ -150,6 +150,47 @@ fn committed_entries_wait_for_those_that_are_out() {
 
 // A leader.
 
+/// With lazy commit the news of a commit travels with the next append or heartbeat; a change of membership is
+/// news that cannot wait.
+#[test]
+fn a_lazy_commit_waits_for_company() {
+    let commits = |messages: &[Message]| -> Vec<(u64, u64)> {
+        let commit = |message: &Message| match message.payload {
+            Payload::Append { commit, .. } | Payload::Heartbeat { commit, .. } => {
+                Some((message.to.0, commit.0))
+            }
+            _ => None,
+        };
+        messages.iter().filter_map(commit).collect()
+    };
+    let mut config = config(1);
+    config.lazy_commit = true;
+    let mut peer = Peer::new(config, storage(conf_state(&[1, 2, 3], &[]), &[]));
+    peer.lead(&[2]);
+    for from in [2, 3] {
+        peer.say(message(from, 1, 1, accepted(1)));
+    }
+    assert!(peer.propose(b"x").is_ok());
+    assert_eq!(commits(&peer.settle()), [(2, 1), (3, 1)]);
+    for from in [2, 3] {
+        assert_eq!(peer.say(message(from, 1, 1, accepted(2))), []);
+    }
+    assert_eq!(peer.committed(), 2);
+    assert!(peer.propose(b"y").is_ok());
+    assert_eq!(commits(&peer.settle()), [(2, 2), (3, 2)]);
+    assert_eq!(peer.say(message(2, 1, 1, accepted(3))), []);
+    assert_eq!(commits(&peer.tick(1)), [(2, 3), (3, 2)]);
+    let changes = vec![(polyraft_core::ConfChangeKind::AddLearner, ReplicaId(4))];
+    let change = polyraft_core::ConfChangeV2 {
+        changes,
+        ..polyraft_core::ConfChangeV2::default()
+    };
+    peer.node.propose_conf_change(&change).unwrap();
+    assert_eq!(commits(&peer.settle()), [(2, 3), (3, 3)]);
+    let told = commits(&peer.say(message(2, 1, 1, accepted(4))));
+    assert!(told.contains(&(2, 4)) && told.contains(&(3, 4)), "{told:?}");
+}
+
 /// [thesis 3.6.2] Entries of earlier terms are committed only with one of the own term.
 #[test]
 fn entries_of_earlier_terms_are_not_committed_by_counting() {

@@ -129,6 +129,8 @@ impl HostConfig {
             max_inflight_messages: self.inflight_messages_max,
             max_inflight_bytes: self.message_bytes_max.saturating_mul(16),
             disable_proposal_forwarding: true,
+            // Followers serve no reads of their own, so that nobody waits for what they apply.
+            lazy_commit: true,
             // Groups that start together must not campaign together.
             seed: group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (replica.0 << 32) ^ self.store.0,
             ..Config::new(replica)

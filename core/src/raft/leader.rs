@@ -346,11 +346,16 @@ impl<S: Storage> Raft<S> {
             progress.can_bump_commit(self.log.committed()),
             progress.matched,
         );
-        if self.maybe_commit()? {
+        let committed = self.maybe_commit()?;
+        if committed {
             self.release_postponed_reads()?;
-            self.broadcast_append()?;
-        } else if from != own && bump {
-            self.send_append(from)?;
+        }
+        if self.tells_commit() {
+            if committed {
+                self.broadcast_append()?;
+            } else if from != own && bump {
+                self.send_append(from)?;
+            }
         }
         if from != own {
             // The window has room again: fill it.
@@ -384,6 +389,12 @@ impl<S: Storage> Raft<S> {
             self.release_confirmed_reads();
         }
         Ok(())
+    }
+
+    /// Whether a new commit index is worth a message of its own.
+    fn tells_commit(&self) -> bool {
+        let changing = |leader: &Leader| leader.pending_conf_index > self.log.applied();
+        !self.params.lazy_commit || self.leader_data().is_some_and(changing)
     }
 
     /// Commits what a quorum has, if its last entry is of this term.

@@ -84,6 +84,7 @@ pub(crate) struct Params {
     pub(crate) forward_proposals: bool,
     pub(crate) validate_conf_changes: bool,
     pub(crate) step_down_on_removal: bool,
+    pub(crate) lazy_commit: bool,
     pub(crate) max_pending_reads: usize,
 }
 

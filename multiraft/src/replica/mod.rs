@@ -11,7 +11,7 @@ use polyraft_core::{Append, EntryId, HardState, Index, RaftNode, ReplicaId, Role
 
 pub(crate) use log::ReplicaLog;
 pub use proposals::Pending;
-pub(crate) use proposals::Proposals;
+pub(crate) use proposals::{Proposals, Queued};
 pub(crate) use reads::Reads;
 
 use crate::env::StagedSnapshot;

@@ -20,14 +20,53 @@ pub struct Pending {
     pub permit: Permit,
 }
 
+/// A command that the core has not seen yet.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) data: Bytes,
+    pub(crate) respond: Responder<Result<Bytes, Reject>>,
+    pub(crate) permit: Permit,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Proposals {
+    /// Came in during this pass; they are proposed together at its end.
+    queued: Vec<Queued>,
     waiting: VecDeque<Pending>,
 }
 
 impl Proposals {
     pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.queued.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(crate) fn queue(&mut self, command: Queued) {
+        self.queued.push(command);
+    }
+
+    /// Takes commands of up to `bytes_max` out of the queue, at least one if there is any.
+    pub(crate) fn next_batch(&mut self, bytes_max: u64) -> Vec<Queued> {
+        let mut bytes = 0u64;
+        let mut fits = |command: &Queued| {
+            bytes = bytes.saturating_add(command.data.len() as u64);
+            bytes <= bytes_max
+        };
+        let count = self
+            .queued
+            .iter()
+            .take_while(|command| fits(command))
+            .count();
+        if count == self.queued.len() {
+            return std::mem::take(&mut self.queued);
+        }
+        self.queued.drain(..count.max(1)).collect()
+    }
+
+    /// What the core has not seen has certainly no effect.
+    pub(crate) fn reject_queued(&mut self, reject: impl Fn() -> Reject) {
+        for command in self.queued.drain(..) {
+            command.respond.answer(Err(reject()));
+        }
     }
 
     /// Entries are proposed in the order of their ids, except that a new leadership may overwrite the
@@ -81,6 +120,7 @@ impl Proposals {
 
     /// Whoever still waits may or may not succeed.
     pub(crate) fn give_up(&mut self) {
+        self.reject_queued(|| Reject::NotLeader { leader: None });
         for pending in self.waiting.drain(..) {
             pending.respond.answer(Err(Reject::Ambiguous));
         }

@@ -2,14 +2,19 @@
 
 use std::sync::Arc;
 
-use polyraft_core::{Append, Durable, Entry, Event, Message, Payload, Persisted, Ready, RoleName};
+use polyraft_core::{
+    Append, Durable, Entry, EntryId, Event, Message, Payload, Persisted, ProposeError, Ready,
+    RoleName,
+};
 
 use super::Worker;
+use crate::config::HostConfig;
 use crate::effects::{ApplyTask, Effects, FetchTask, LaneKey, SnapshotTask, WriteItem};
 use crate::env::{Body, GroupMessage, LogSection};
+use crate::error::Reject;
 use crate::group::GroupId;
 use crate::handle::ReadPermit;
-use crate::replica::{Install, Replica};
+use crate::replica::{Install, Pending, Replica};
 
 impl Worker {
     pub(super) fn collect(&mut self, effects: &mut Effects) {
@@ -20,7 +25,7 @@ impl Worker {
             replica.touched = false;
             let before = replica.node.storage().cache_bytes();
             if replica.quarantined.is_none()
-                && let Err(reason) = drain(replica, self.index, effects)
+                && let Err(reason) = drain(replica, self.index, &self.config, effects)
             {
                 self.quarantine(group, &reason);
             }
@@ -63,7 +68,13 @@ impl Worker {
 }
 
 /// Takes everything that one replica wants done.
-fn drain(replica: &mut Replica, worker: usize, effects: &mut Effects) -> Result<(), String> {
+fn drain(
+    replica: &mut Replica,
+    worker: usize,
+    config: &HostConfig,
+    effects: &mut Effects,
+) -> Result<(), String> {
+    propose_queued(replica, config.message_bytes_max);
     ask_for_reads(replica);
     // A Ready that needs no disk may be answered at once and give rise to another.
     while !replica.is_installing() && replica.node.has_ready() {
@@ -85,6 +96,46 @@ fn drain(replica: &mut Replica, worker: usize, effects: &mut Effects) -> Result<
         descriptor: Arc::clone(descriptor),
     });
     Ok(())
+}
+
+/// Commands that came in during this pass travel together: one append per follower for as many as fit,
+/// one answer from each.
+fn propose_queued(replica: &mut Replica, bytes_max: u64) {
+    loop {
+        let batch = replica.proposals.next_batch(bytes_max);
+        if batch.is_empty() {
+            return;
+        }
+        let commands = batch.iter().map(|command| command.data.clone()).collect();
+        let refusal = match replica.node.propose(commands) {
+            Ok(Some(first)) => {
+                for (command, after) in batch.into_iter().zip(0..) {
+                    replica.proposals.push(Pending {
+                        id: EntryId {
+                            index: first.index.plus(after),
+                            ..first
+                        },
+                        respond: command.respond,
+                        permit: command.permit,
+                    });
+                }
+                continue;
+            }
+            Ok(None) => replica.not_leader(),
+            Err(ProposeError::Dropped) if replica.leads() => {
+                Reject::Busy("leadership is being transferred")
+            }
+            Err(ProposeError::Dropped) => replica.not_leader(),
+            Err(ProposeError::UncommittedLimit) => {
+                Reject::Busy("too much of this group is uncommitted")
+            }
+            // Nothing of it leaves the replica, which goes out of service at once.
+            Err(error) => Reject::Refused(error.to_string()),
+        };
+        for command in batch {
+            command.respond.answer(Err(refusal.clone()));
+        }
+    }
 }
 
 /// Everything that was asked for in this pass shares one round of heartbeats.

@@ -10,7 +10,7 @@ use crate::env::{Body, GroupMessage, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{GroupId, StoreId};
 use crate::handle::ReadPermit;
-use crate::replica::{Install, Pending, Replica};
+use crate::replica::{Install, Queued, Replica};
 use crate::responder::Responder;
 
 impl Worker {
@@ -29,23 +29,13 @@ impl Worker {
             let reject = replica.not_leader();
             return respond.answer(Err(reject));
         }
-        match replica.node.propose(vec![data]) {
-            Ok(Some(id)) => {
-                let pending = Pending {
-                    id,
-                    respond,
-                    permit,
-                };
-                replica.proposals.push(pending);
-                Counters::add(&self.shared.counters.proposals, 1);
-                self.wake(group);
-            }
-            Ok(None) => respond.answer(Err(Reject::NotLeader { leader: None })),
-            Err(_) if replica.node.basic_status().transfer_target.is_none() => {
-                respond.answer(Err(Reject::Busy("too much of this group is uncommitted")));
-            }
-            Err(_) => respond.answer(Err(Reject::Busy("leadership is being transferred"))),
-        }
+        replica.proposals.queue(Queued {
+            data,
+            respond,
+            permit,
+        });
+        Counters::add(&self.shared.counters.proposals, 1);
+        self.wake(group);
     }
 
     pub(super) fn read(&mut self, group: GroupId, respond: Responder<Result<ReadPermit, Reject>>) {
