@@ -3,6 +3,7 @@
 //! Local commands (campaign, tick, forget the leader, ...) are methods of
 //! [`RaftNode`](crate::RaftNode), not messages, so they cannot arrive from outside.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
@@ -73,8 +74,8 @@ pub enum Payload {
         /// The number of the heartbeat answered.
         read: u64,
     },
-    /// `InstallSnapshot`.
-    Snapshot(Snapshot),
+    /// `InstallSnapshot`. Boxed: it is rare, and every message is as large as the largest kind.
+    Snapshot(Box<Snapshot>),
     /// A follower passes proposals on to the leader; term and index of the entries are 0.
     Propose {
         /// What to append.

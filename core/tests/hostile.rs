@@ -23,10 +23,10 @@ fn leader() -> Peer {
 
 fn snapshot(last: EntryId) -> Payload {
     let conf_state = conf_state(&[1, 2, 3], &[]);
-    Payload::Snapshot(Snapshot {
+    Payload::Snapshot(Box::new(Snapshot {
         meta: SnapshotMeta { last, conf_state },
         data: Bytes::new(),
-    })
+    }))
 }
 
 fn refused(peer: &mut Peer, payload: Payload, term: u64) {

@@ -569,13 +569,13 @@ fn a_removed_and_returning_member_starts_anew() {
 // Configurations that come with a snapshot.
 
 fn snapshot(index: u64, conf_state: ConfState) -> Payload {
-    Payload::Snapshot(Snapshot {
+    Payload::Snapshot(Box::new(Snapshot {
         meta: SnapshotMeta {
             last: EntryId::new(1, index),
             conf_state,
         },
         data: Bytes::new(),
-    })
+    }))
 }
 
 #[test]

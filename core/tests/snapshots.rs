@@ -39,13 +39,13 @@ fn snapshots(messages: &[Message]) -> Vec<u64> {
 }
 
 fn snapshot(term: u64, index: u64) -> Payload {
-    Payload::Snapshot(Snapshot {
+    Payload::Snapshot(Box::new(Snapshot {
         meta: SnapshotMeta {
             last: EntryId::new(term, index),
             conf_state: conf_state(&[1, 2, 3], &[]),
         },
         data: Bytes::new(),
-    })
+    }))
 }
 
 fn follower(terms: &[u64]) -> Peer {

@@ -109,7 +109,7 @@ fn nobody_campaigns_with_a_snapshot_not_yet_installed() {
         },
         data: Bytes::new(),
     };
-    node.step(message(2, 1, 1, Payload::Snapshot(snapshot)))
+    node.step(message(2, 1, 1, Payload::Snapshot(snapshot.into())))
         .unwrap();
     node.campaign().unwrap();
     for _ in 0..2 * ELECTION {

@@ -57,10 +57,10 @@ pub fn send(
         last: state.last,
         conf_state,
     };
-    message.payload = Payload::Snapshot(Snapshot {
+    message.payload = Payload::Snapshot(Box::new(Snapshot {
         meta,
         data: bytes::Bytes::new(),
-    });
+    }));
     transport.send_snapshot(
         to,
         SnapshotHeader {

@@ -335,10 +335,10 @@ fn decode_payload(wire: Wire) -> Result<Payload, CodecError> {
         },
         Wire::Snapshot(meta) => {
             let meta = decode_meta(meta)?;
-            Payload::Snapshot(Snapshot {
+            Payload::Snapshot(Box::new(Snapshot {
                 meta,
                 data: Bytes::new(),
-            })
+            }))
         }
         Wire::Tombstone(_) => return Err(CodecError("a tombstone is no message of a replica")),
     })

@@ -241,10 +241,10 @@ fn snapshot(group: u64) -> (SnapshotHeader, AppliedState) {
         ..ConfState::default()
     };
     let meta = SnapshotMeta { last, conf_state };
-    let payload = Payload::Snapshot(Snapshot {
+    let payload = Payload::Snapshot(Box::new(Snapshot {
         meta,
         data: Bytes::new(),
-    });
+    }));
     let message = Message {
         from: ReplicaId(1),
         to: ReplicaId(2),

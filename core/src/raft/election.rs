@@ -152,7 +152,7 @@ impl<S: Storage> Raft<S> {
             }
             Payload::Snapshot(snapshot) => {
                 self.become_follower(term, from);
-                self.handle_snapshot(from, snapshot)
+                self.handle_snapshot(from, *snapshot)
             }
             Payload::VoteResponse { pre, reject } => self.count_vote(from, pre, !reject),
             Payload::Propose { .. } => self.drop_proposal_without_leader(),

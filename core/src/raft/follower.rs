@@ -31,7 +31,7 @@ impl<S: Storage> Raft<S> {
             }
             Payload::Snapshot(snapshot) => {
                 self.heard_of_leader(from);
-                self.handle_snapshot(from, snapshot)
+                self.handle_snapshot(from, *snapshot)
             }
             Payload::Propose { entries } => self.forward_proposal(entries),
             // A read is passed on once only, by whoever was asked for it: the answer goes to the one

@@ -1,5 +1,7 @@
 //! What a leader sends: appends, heartbeats, and snapshots to those whose next entry is truncated.
 
+use alloc::boxed::Box;
+
 use super::{Raft, Role};
 use crate::error::{Error, StorageError};
 use crate::event::Event;
@@ -137,7 +139,7 @@ impl<S: Storage> Raft<S> {
             before,
             after,
         });
-        self.send(to, Payload::Snapshot(snapshot));
+        self.send(to, Payload::Snapshot(Box::new(snapshot)));
         Ok(true)
     }
 

@@ -372,7 +372,7 @@ fn send_snapshot(env: &mut Env, case: &Case) -> Result<(), String> {
         from: ReplicaId(ids[0]),
         to: ReplicaId(ids[1]),
         term: node.term(),
-        payload: Payload::Snapshot(snapshot),
+        payload: Payload::Snapshot(snapshot.into()),
     });
     env.write(&parcel.text.render(""));
     env.messages.push(parcel);
