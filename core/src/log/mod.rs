@@ -146,7 +146,9 @@ impl<S: Storage> Log<S> {
             if entries[at].index <= self.committed {
                 return Err(Error::Invariant("a leader contradicts a committed entry"));
             }
-            entries.drain(..at);
+            if at > 0 {
+                entries.drain(..at);
+            }
             self.append(entries, events)?;
         }
         // Not the leader's commit alone: what lies behind the last new entry may not match.

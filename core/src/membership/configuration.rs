@@ -102,6 +102,11 @@ impl Configuration {
         all
     }
 
+    /// How many voters it takes at least to commit anything.
+    pub(crate) const fn quorum_size(&self) -> usize {
+        self.incoming.len() / 2 + 1
+    }
+
     pub(crate) fn committed(&self, acked: impl Fn(ReplicaId) -> Index) -> Option<Index> {
         quorum::committed(&self.incoming, &self.outgoing, acked)
     }

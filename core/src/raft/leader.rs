@@ -261,13 +261,6 @@ impl<S: Storage> Raft<S> {
         index: Index,
         reject: Option<RejectHint>,
     ) -> Result<(), Error> {
-        let Some(progress) = self
-            .leader_data_mut()
-            .and_then(|leader| leader.progress_mut(from))
-        else {
-            return Ok(());
-        };
-        progress.recently_active = true;
         match reject {
             Some(hint) => self.on_rejection(from, index, hint),
             None => self.on_acknowledged(from, index),
@@ -280,6 +273,13 @@ impl<S: Storage> Raft<S> {
         index: Index,
         hint: RejectHint,
     ) -> Result<(), Error> {
+        let Some(progress) = self
+            .leader_data_mut()
+            .and_then(|leader| leader.progress_mut(from))
+        else {
+            return Ok(());
+        };
+        progress.recently_active = true;
         let hint = EntryId {
             term: hint.term,
             index: hint.index,
@@ -312,14 +312,14 @@ impl<S: Storage> Raft<S> {
     }
 
     fn on_acknowledged(&mut self, from: ReplicaId, index: Index) -> Result<(), Error> {
-        let (limits, learner) = (self.params.inflights, self.config.is_learner(from));
-        let (own, first) = (self.id, self.log.first_index());
+        let own = self.id;
         let Role::Leader(leader) = &mut self.role else {
             return Ok(());
         };
         let Some(progress) = leader.progress_mut(from) else {
             return Ok(());
         };
+        progress.recently_active = true;
         let was_probing = matches!(progress.feed, Feed::Probe { .. });
         // An answer that tells nothing new still ends the probing of a follower that was reported
         // unreachable and is caught up.
@@ -332,8 +332,9 @@ impl<S: Storage> Raft<S> {
             Feed::Probe { .. } => progress.become_replicate(),
             // Whatever snapshot brought it back into the log will do, also an older one than the
             // one asked for.
-            Feed::Snapshot { .. } if progress.matched.next() >= first => {
-                let recovered = progress.status(learner, limits);
+            Feed::Snapshot { .. } if progress.matched.next() >= self.log.first_index() => {
+                let learner = self.config.is_learner(from);
+                let recovered = progress.status(learner, self.params.inflights);
                 self.events.push(Event::SnapshotRecovered {
                     progress: recovered,
                 });
@@ -402,6 +403,12 @@ impl<S: Storage> Raft<S> {
         let Role::Leader(leader) = &self.role else {
             return Ok(false);
         };
+        // Whatever a quorum has, so many members have at least: most answers end here.
+        let committed = self.log.committed();
+        let ahead = leader.progress.iter().filter(|p| p.matched > committed);
+        if ahead.count() < self.config.quorum_size() {
+            return Ok(false);
+        }
         let acked = |id| {
             leader
                 .progress(id)

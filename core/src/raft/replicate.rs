@@ -57,7 +57,7 @@ impl<S: Storage> Raft<S> {
         let Some(progress) = leader.progress_mut(to) else {
             return Ok(false);
         };
-        if progress.is_paused() {
+        if progress.is_paused() || (!even_empty && progress.next > self.log.last_index()) {
             return Ok(false);
         }
         let prev_index = progress.next.prev();
