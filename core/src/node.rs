@@ -1,6 +1,7 @@
 //! The face of a replica. Nothing here decides about Raft; it only orders what comes in and out, and
 //! stops a replica whose invariants broke.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
@@ -221,21 +222,17 @@ impl<S: Storage> RaftNode<S> {
             return Err(Error::Invariant(why));
         }
         let committed = self.take_committed(which)?;
+        let append = self.take_append();
         let raft = &mut self.raft;
-        let soft_state = raft.soft_state();
-        let ready = Ready {
-            soft_state: (soft_state != self.soft_state).then_some(soft_state),
-            committed,
+        let before = core::mem::replace(&mut self.soft_state, raft.soft_state());
+        Ok(Ready {
+            soft_state: (before != self.soft_state).then_some(self.soft_state),
             messages: core::mem::take(&mut raft.messages),
+            append,
+            committed,
             reads: core::mem::take(&mut raft.reads),
             fetches: core::mem::take(&mut raft.fetches),
-            events: Vec::new(),
-            append: self.take_append(),
-        };
-        self.soft_state = soft_state;
-        Ok(Ready {
-            events: self.take_events(),
-            ..ready
+            events: core::mem::take(&mut raft.events),
         })
     }
 
@@ -243,7 +240,7 @@ impl<S: Storage> RaftNode<S> {
         let raft = &mut self.raft;
         let (before, now) = (self.hard_state, raft.hard_state());
         let entries = raft.log.unstable.next_entries().to_vec();
-        let snapshot = raft.log.unstable.next_snapshot().cloned();
+        let snapshot = raft.log.unstable.next_snapshot().cloned().map(Box::new);
         let held = core::mem::take(&mut raft.held);
         if entries.is_empty() && snapshot.is_none() && held.is_empty() && before == now {
             return None;

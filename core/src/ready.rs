@@ -1,5 +1,6 @@
 //! What a replica wants done, as a value, and the receipts by which it learns that it was done.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
@@ -85,7 +86,8 @@ pub struct Ready {
 pub struct Append {
     pub(crate) hard_state: Option<HardState>,
     pub(crate) entries: Vec<Entry>,
-    pub(crate) snapshot: Option<Snapshot>,
+    /// Boxed, since it is rare and every Ready would carry its size.
+    pub(crate) snapshot: Option<Box<Snapshot>>,
     /// Entries, a term or a vote are to be written.
     pub(crate) must_sync: bool,
     /// Messages that wait, in order; those to this replica itself among them.
@@ -114,8 +116,8 @@ impl Append {
 
     /// A snapshot to install first; then there are no entries.
     #[must_use]
-    pub const fn snapshot(&self) -> Option<&Snapshot> {
-        self.snapshot.as_ref()
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        self.snapshot.as_deref()
     }
 
     /// False if nothing of it needs to survive a power cut (only the commit index moved, or only
@@ -129,12 +131,13 @@ impl Append {
     /// and the token for [`RaftNode::on_persisted`](crate::RaftNode::on_persisted). Appends of one
     /// replica are written, and their tokens given back, in the order in which they were handed out.
     pub fn persisted(self, _receipt: &Durable) -> (Vec<Message>, Persisted) {
-        let (mut send, mut own) = (self.held, Vec::new());
-        if send.iter().any(|message| message.from == message.to) {
-            (own, send) = send
-                .into_iter()
-                .partition(|message| message.from == message.to);
-        }
+        let is_own = |message: &Message| message.from == message.to;
+        // A leader holds only answers to itself, a follower only answers to others.
+        let (own, send) = match self.held.iter().filter(|message| is_own(message)).count() {
+            0 => (Vec::new(), self.held),
+            all if all == self.held.len() => (self.held, Vec::new()),
+            _ => self.held.into_iter().partition(is_own),
+        };
         (
             send,
             Persisted {

@@ -89,7 +89,7 @@ impl<S: Storage> SyncNode<S> {
             out.hard_state = append.hard_state;
             out.must_sync = append.must_sync;
             out.entries = append.take_entries();
-            out.snapshot = append.snapshot.take();
+            out.snapshot = append.snapshot.take().map(|snapshot| *snapshot);
             // By contract the caller stores before it sends.
             let (send, token) = append.persisted(&Durable::attest());
             out.messages.extend(send);
