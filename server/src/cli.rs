@@ -17,9 +17,10 @@ use self::args::{Arguments, Verb};
 pub(crate) use self::args::{DemoArguments, StartArguments};
 use crate::client::Client;
 
-/// Parses the command line, does what it says, and gives the exit code.
+/// Parses the command line, does what it says, and gives the exit code. `revision` names the source
+/// that the program was built from, if known.
 #[must_use]
-pub fn run() -> ExitCode {
+pub fn run(revision: Option<&'static str>) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -38,15 +39,15 @@ pub fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start the runtime: {error}")),
     };
-    match runtime.block_on(dispatch(arguments.verb)) {
+    match runtime.block_on(dispatch(arguments.verb, revision)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => failed(&message),
     }
 }
 
-async fn dispatch(verb: Verb) -> Result<(), String> {
+async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), String> {
     match verb {
-        Verb::Start(start) => crate::node::run(start).await,
+        Verb::Start(start) => crate::node::run(start, revision).await,
         Verb::Init {
             groups,
             replicas,

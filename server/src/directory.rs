@@ -55,6 +55,12 @@ impl Directory {
         holds.then(|| Arc::clone(route))
     }
 
+    /// Whether any group with a range is known.
+    #[must_use]
+    pub(crate) fn has_ranges(&self) -> bool {
+        !self.inner.read().by_start.is_empty()
+    }
+
     /// Where `group` is.
     #[must_use]
     pub(crate) fn of_group(&self, group: u64) -> Option<Arc<Route>> {

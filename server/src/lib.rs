@@ -16,6 +16,7 @@
 //! |---|---|
 //! | [`kv`], `admin` | the two interfaces, and what is replicated |
 //! | `routing`, `directory`, `peers` | from a key to the store that leads its group |
+//! | `instances`, `environment` | which directory each store has; where a store runs |
 //! | `node` | start, join, drain, stop |
 //! | `metrics` | what the store does, for any recorder of the `metrics` crate |
 //! | `load`, `demo` | load generator; three stores on one machine, with a crash |
@@ -32,6 +33,8 @@ pub mod proto;
 mod admin;
 mod demo;
 mod directory;
+mod environment;
+mod instances;
 mod load;
 mod metrics;
 mod node;

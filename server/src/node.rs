@@ -5,12 +5,13 @@
 //! then the services stop, then the host, and last what was applied is flushed, so that the next
 //! start has nothing to replay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_multiraft::env::{
     GroupMessage, Inbound, SnapshotHeader, SnapshotReceiver, SnapshotRefusal, StateMachine,
@@ -24,15 +25,20 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 
-use crate::admin::{ADDRESSES, AdminService, BeforeJoining, InternalService, Joining, say_hello};
+use crate::admin::{
+    ADDRESSES, AdminService, BeforeJoining, INSTANCES, InternalService, Joining, Membership,
+    say_hello, shown,
+};
 use crate::cli::StartArguments;
 use crate::directory::Directory;
+use crate::instances::{Instance, Instances};
 use crate::kv::{Kv, KvService};
 use crate::peers::{Peers, decode_addresses, encode_addresses};
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::admin::internal_server::InternalServer;
+use crate::proto::admin::{Environment, HelloRequest};
 use crate::proto::kv::kv_server::KvServer;
-use crate::server::Server;
+use crate::server::{Server, futures_join};
 
 /// How long leaderships may take to move away before the store leaves all the same.
 const DRAIN_BOUND: Duration = Duration::from_secs(10);
@@ -42,11 +48,17 @@ const CLOSE_BOUND: Duration = Duration::from_secs(1);
 const GREETING_INTERVAL: Duration = Duration::from_secs(5);
 /// How often routes are compared with this store's replicas.
 const ROUTES_INTERVAL: Duration = Duration::from_secs(1);
+/// Under these names `meta` keeps which store drew the cluster's number, and what this directory drew.
+const FOUNDER: &[u8] = b"founder";
+const INSTANCE: &[u8] = b"instance";
 /// Largest request, above the host's limit for a command.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 
 /// Runs a store until it is told to leave.
-pub(crate) async fn run(arguments: StartArguments) -> Result<(), String> {
+pub(crate) async fn run(
+    arguments: StartArguments,
+    revision: Option<&'static str>,
+) -> Result<(), String> {
     log_to_standard_error(&arguments.log)?;
     let mut leave = Leave::new()?;
     let store = open(&arguments).await?;
@@ -55,23 +67,20 @@ pub(crate) async fn run(arguments: StartArguments) -> Result<(), String> {
         arguments.store_id,
         addresses(&arguments, &store)?,
     ));
-    let identity = tokio::select! {
-        identity = identify(&arguments, &store, &peers, &listener) => identity?,
+    let who = tokio::select! {
+        who = identify(&arguments, &store, &peers, &listener) => who?,
         () = leave.asked() => return Ok(()),
     };
     store
         .meta()
         .put_server(ADDRESSES, encode_addresses(&peers.addresses()))
         .map_err(|e| e.to_string())?;
-    let incarnation = store
-        .meta()
-        .next_incarnation()
-        .map_err(|error| error.to_string())?;
-    tracing::info!(store = arguments.store_id, cluster = format!("{:016x}", identity.cluster),
-        address = %arguments.listen, incarnation, "starting");
+    tracing::info!(store = arguments.store_id, cluster = format!("{:016x}", who.identity.cluster),
+        address = %arguments.listen, incarnation = who.instance.incarnation, "starting");
 
+    let environment = crate::environment::of(&arguments.data_dir, revision);
     let (failed, failure) = oneshot::channel();
-    let running = start(&arguments, &store, identity, incarnation, peers, failed).await?;
+    let running = start(&arguments, &store, who, environment, peers, failed).await?;
     let (stop, stopped) = oneshot::channel::<()>();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::Serving).await;
@@ -128,11 +137,12 @@ struct Running {
 async fn start(
     arguments: &StartArguments,
     store: &Store,
-    identity: Identity,
-    incarnation: u64,
+    who: Who,
+    environment: Environment,
     peers: Arc<Peers>,
     failed: oneshot::Sender<String>,
 ) -> Result<Running, String> {
+    let (identity, incarnation) = (who.identity, who.instance.incarnation);
     let data = store.state_machine(Kv);
     let address = peers.address(identity.store.0).unwrap_or_default();
     let wire = TransportConfig {
@@ -170,6 +180,10 @@ async fn start(
     let server = Arc::new(Server {
         me: identity.store.0,
         cluster: identity.cluster,
+        founder: who.founder,
+        instance: who.instance,
+        instances: known_instances(store)?,
+        environment,
         handle,
         data,
         meta: store.meta().clone(),
@@ -178,6 +192,7 @@ async fn start(
         started: Instant::now(),
         draining: AtomicBool::new(false),
         reservations: Mutex::default(),
+        init_turn: tokio::sync::Mutex::default(),
     });
     server.refresh_local_routes();
     Ok(Running {
@@ -245,32 +260,85 @@ fn addresses(arguments: &StartArguments, store: &Store) -> Result<BTreeMap<u64, 
     Ok(addresses)
 }
 
+/// Who this store is.
+#[derive(Clone, Copy, Debug)]
+struct Who {
+    identity: Identity,
+    /// The store that drew the cluster's number.
+    founder: u64,
+    instance: Instance,
+}
+
 /// Which cluster this is: as the directory says, or as the other stores or `init` say to a new one.
 async fn identify(
     arguments: &StartArguments,
     store: &Store,
     peers: &Arc<Peers>,
     listener: &TcpListener,
-) -> Result<Identity, String> {
+) -> Result<Who, String> {
+    let id = instance_of(store)?;
     let present = store.meta().identity().map_err(|error| error.to_string())?;
-    if let Some(identity) = present {
-        check_cluster(identity, peers).await?;
-        return Ok(identity);
+    let identity = match present {
+        Some(identity) => identity,
+        None => join(arguments, store, id, peers, listener).await?,
+    };
+    let founder = kept_number(store, FOUNDER)?.or_else(|| peers.addresses().into_keys().next());
+    let mut who = Who {
+        identity,
+        founder: founder.unwrap_or(arguments.store_id),
+        instance: Instance {
+            id,
+            incarnation: store
+                .meta()
+                .incarnation()
+                .map_err(|error| error.to_string())?,
+        },
+    };
+    check_with_others(who, peers).await?;
+    // Only now: an old copy that is refused must not catch up by being started often enough.
+    let incarnation = store.meta().next_incarnation();
+    who.instance.incarnation = incarnation.map_err(|error| error.to_string())?;
+    Ok(who)
+}
+
+/// The number that this directory drew when it was made.
+fn instance_of(store: &Store) -> Result<u64, String> {
+    if let Some(id) = kept_number(store, INSTANCE)? {
+        return Ok(id);
     }
+    let id = rand::random::<u64>().max(1);
+    keep_number(store, INSTANCE, id)?;
+    Ok(id)
+}
+
+/// Waits until the cluster is known, and keeps which it is.
+async fn join(
+    arguments: &StartArguments,
+    store: &Store,
+    instance: u64,
+    peers: &Arc<Peers>,
+    listener: &TcpListener,
+) -> Result<Identity, String> {
     tracing::info!(store = arguments.store_id, address = %arguments.listen,
         "new store: waiting for `polyraft init`, or for a store that knows its cluster");
-    let joining = Arc::new(Joining::new(arguments.store_id, Arc::clone(peers)));
+    let mut configured: BTreeSet<u64> = arguments.peers.iter().map(|(store, _)| *store).collect();
+    configured.insert(arguments.store_id);
+    let joining = Joining::new(arguments.store_id, instance, configured, Arc::clone(peers));
+    let joining = Arc::new(joining);
     let listener = listener.try_clone().map_err(|error| error.to_string())?;
     let (stop, stopped) = oneshot::channel::<()>();
     let router = tonic::transport::Server::builder()
         .add_service(AdminServer::new(BeforeJoining(Arc::clone(&joining))))
         .add_service(InternalServer::new(BeforeJoining(Arc::clone(&joining))));
+    let router = with_reflection(router)?;
     let mut serving = tokio::spawn(serve(router, listener, stopped));
-    let cluster = joining.wait().await;
+    let Membership { cluster, founder } = joining.wait().await?;
     let identity = Identity {
         cluster,
         store: StoreId(arguments.store_id),
     };
+    // The identity last: with it the store has joined.
+    keep_number(store, FOUNDER, founder)?;
     store
         .meta()
         .set_identity(identity)
@@ -285,42 +353,77 @@ async fn identify(
     Ok(identity)
 }
 
-/// Stores of another cluster under our peers' addresses are a mistake that must not go unnoticed.
-async fn check_cluster(identity: Identity, peers: &Peers) -> Result<(), String> {
-    let me = identity.store.0;
-    let address = peers.address(me).unwrap_or_default();
-    let greeting = crate::proto::admin::HelloRequest {
+/// A store of another cluster under a peer's address, and a store that refuses this one, are mistakes
+/// that must not go unnoticed. Who cannot be reached says nothing.
+async fn check_with_others(who: Who, peers: &Peers) -> Result<(), String> {
+    let me = who.identity.store.0;
+    let greeting = HelloRequest {
         store: me,
-        cluster: identity.cluster,
-        address,
+        cluster: who.identity.cluster,
+        address: peers.address(me).unwrap_or_default(),
+        instance: who.instance.id,
+        incarnation: who.instance.incarnation,
     };
-    for store in peers.others() {
-        let Some(hello) = say_hello(peers, store, &greeting).await else {
+    let others = peers.others();
+    let hellos = others
+        .iter()
+        .map(|store| say_hello(peers, *store, &greeting));
+    for (store, hello) in others.iter().zip(futures_join(hellos).await) {
+        let Some(hello) = hello else {
             continue;
         };
-        if hello.cluster != 0 && hello.cluster != identity.cluster {
+        let address = peers.address(*store).unwrap_or_default();
+        if hello.cluster != 0 && hello.cluster != who.identity.cluster {
             return Err(format!(
-                "the data directory belongs to cluster {:016x}, but the store at {} to cluster {:016x}: \
+                "the data directory belongs to cluster {:016x}, but the store at {address} to cluster {:016x}: \
                  check --peers and --data-dir",
-                identity.cluster,
-                peers.address(store).unwrap_or_default(),
-                hello.cluster
+                who.identity.cluster, hello.cluster
+            ));
+        }
+        if !hello.refused.is_empty() {
+            return Err(format!(
+                "refused by store {store} at {address}: {}",
+                hello.refused
             ));
         }
     }
     Ok(())
 }
 
-fn services(server: &Arc<Server>) -> Result<Router, String> {
-    let describe = |error| format!("the descriptors of the interfaces are damaged: {error}");
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTOR)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+fn known_instances(store: &Store) -> Result<Instances, String> {
+    let kept = store
+        .meta()
+        .get_server(INSTANCES)
+        .map_err(|error| error.to_string())?;
+    let Some(kept) = kept else {
+        return Ok(Instances::default());
     };
+    Instances::decode(&kept).ok_or_else(|| {
+        "what this store keeps of the other stores' directories is malformed".to_owned()
+    })
+}
+
+fn kept_number(store: &Store, name: &[u8]) -> Result<Option<u64>, String> {
+    let kept = store
+        .meta()
+        .get_server(name)
+        .map_err(|error| error.to_string())?;
+    let number = kept
+        .map(|kept| kept[..].try_into().map(u64::from_be_bytes))
+        .transpose();
+    number.map_err(|_| format!("{} in the data directory is malformed", name.escape_ascii()))
+}
+
+fn keep_number(store: &Store, name: &[u8], number: u64) -> Result<(), String> {
+    let value = Bytes::copy_from_slice(&number.to_be_bytes());
+    let kept = store.meta().put_server(name, value);
+    kept.map_err(|error| error.to_string())
+}
+
+fn services(server: &Arc<Server>) -> Result<Router, String> {
     let kv =
         KvServer::new(KvService(Arc::clone(server))).max_decoding_message_size(REQUEST_BYTES_MAX);
-    Ok(tonic::transport::Server::builder()
+    let router = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
@@ -328,7 +431,18 @@ fn services(server: &Arc<Server>) -> Result<Router, String> {
         .initial_stream_window_size(8 << 20)
         .add_service(kv)
         .add_service(AdminServer::new(AdminService(Arc::clone(server))))
-        .add_service(InternalServer::new(InternalService(Arc::clone(server))))
+        .add_service(InternalServer::new(InternalService(Arc::clone(server))));
+    with_reflection(router)
+}
+
+fn with_reflection(router: Router) -> Result<Router, String> {
+    let describe = |error| format!("the descriptors of the interfaces are damaged: {error}");
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(router
         .add_service(reflection().build_v1().map_err(describe)?)
         .add_service(reflection().build_v1alpha().map_err(describe)?))
 }
@@ -369,32 +483,54 @@ async fn keep_in_touch(server: Arc<Server>) {
 async fn greet(server: &Server) {
     let greeting = server.greeting();
     let mut news = false;
-    for store in server.peers.others() {
-        let Some(hello) = say_hello(&server.peers, store, &greeting).await else {
+    let others = server.peers.others();
+    let hellos = others
+        .iter()
+        .map(|store| say_hello(&server.peers, *store, &greeting));
+    for (store, hello) in others.iter().zip(futures_join(hellos).await) {
+        let Some(hello) = hello else {
             continue;
         };
-        if hello.cluster == server.cluster {
-            for (store, address) in &hello.addresses {
-                // A store knows its own address best; of others one hears only what one did not know.
-                if *store == hello.store || server.peers.address(*store).is_none() {
-                    news |= server.peers.learn(*store, address);
-                }
-            }
-        } else if hello.cluster != 0 {
+        let address = server.peers.address(*store);
+        if hello.cluster != 0 && hello.cluster != server.cluster {
+            let cluster = format!("{:016x}", hello.cluster);
             tracing::error!(
                 store,
-                address = server.peers.address(store),
-                cluster = format!("{:016x}", hello.cluster),
+                address,
+                cluster,
                 "a store of another cluster answers at this address"
             );
+            continue;
+        }
+        if !hello.refused.is_empty() {
+            tracing::error!(store, address, "this store is refused: {}", hello.refused);
+            continue;
+        }
+        if hello.store != *store {
+            tracing::error!(
+                store,
+                address,
+                "store {} answers at this address",
+                hello.store
+            );
+            continue;
+        }
+        if hello.cluster == 0 {
+            continue;
+        }
+        if let Err(why) = server.meet(*store, shown(&hello), true) {
+            tracing::error!(store, address, "{why}");
+            continue;
+        }
+        for (store, address) in &hello.addresses {
+            // A store knows its own address best; of others one hears only what one did not know.
+            if *store == hello.store || server.peers.address(*store).is_none() {
+                news |= server.peers.learn(*store, address);
+            }
         }
     }
-    if news
-        && let Err(error) = server
-            .meta
-            .put_server(ADDRESSES, encode_addresses(&server.peers.addresses()))
-    {
-        tracing::warn!(%error, "the addresses of the stores could not be kept");
+    if news {
+        server.keep_addresses();
     }
 }
 

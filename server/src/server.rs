@@ -1,8 +1,10 @@
 //! What a running store shares between its services.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use polyraft_core::RoleName;
@@ -11,10 +13,11 @@ use polyraft_store::{RocksDisk, SharedData, StoreMeta};
 use tokio::time::timeout;
 
 use crate::directory::Route;
+use crate::instances::{Instance, Instances};
 use crate::kv::Kv;
 use crate::peers::Peers;
 use crate::proto::admin::admin_client::AdminClient;
-use crate::proto::admin::{Group, ListGroupsRequest};
+use crate::proto::admin::{Environment, Group, ListGroupsRequest, StatusRequest, StoreStatus};
 use crate::routing::Call;
 
 /// Bound for one question to another store that is asked on behalf of many.
@@ -24,6 +27,12 @@ const PEER_BOUND: Duration = Duration::from_secs(1);
 pub(crate) struct Server {
     pub(crate) me: u64,
     pub(crate) cluster: u64,
+    /// The store that drew the cluster's number and decides on its ranges.
+    pub(crate) founder: u64,
+    /// This store's own directory, and what the others have shown of theirs.
+    pub(crate) instance: Instance,
+    pub(crate) instances: Instances,
+    pub(crate) environment: Environment,
     pub(crate) handle: HostHandle,
     pub(crate) data: SharedData<Kv, RocksDisk>,
     pub(crate) meta: StoreMeta<RocksDisk>,
@@ -33,6 +42,8 @@ pub(crate) struct Server {
     pub(crate) draining: AtomicBool,
     /// Serialises changes of what the server keeps in `meta`.
     pub(crate) reservations: parking_lot::Mutex<()>,
+    /// One init at a time creates groups.
+    pub(crate) init_turn: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for Server {
@@ -56,6 +67,14 @@ impl Server {
                 groups.iter().for_each(|group| self.learn_group(group));
             }
         }
+    }
+
+    /// Whether the key space has been cut into ranges, as far as any store can tell.
+    pub(crate) async fn has_ranges(&self, call: Call) -> bool {
+        if !self.directory.has_ranges() {
+            self.refresh_routes(call).await;
+        }
+        self.directory.has_ranges()
     }
 
     /// Takes over what this store's replicas say.
@@ -114,7 +133,7 @@ impl Server {
                 );
                 return false;
             }
-            let moved = led.iter().map(|group| self.move_away(*group));
+            let moved = led.iter().map(|group| self.move_away(*group, deadline));
             futures_join(moved).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -132,7 +151,10 @@ impl Server {
         shared.map(|replica| replica.group).collect()
     }
 
-    async fn move_away(&self, group: GroupId) {
+    async fn move_away(&self, group: GroupId, deadline: Instant) {
+        if Instant::now() >= deadline {
+            return;
+        }
         let Some(descriptor) = self.handle.descriptor(group) else {
             return;
         };
@@ -163,30 +185,102 @@ impl Server {
     }
 }
 
-/// Waits for all of `futures`, run at the same time.
+/// What another store says of itself, or why it could not be asked.
+pub(crate) async fn status_of(peers: &Peers, store: u64) -> StoreStatus {
+    let address = peers.address(store).unwrap_or_default();
+    let failed = |error: String| StoreStatus {
+        store,
+        address: address.clone(),
+        error,
+        ..Default::default()
+    };
+    let Some(channel) = peers.channel(store) else {
+        return failed("its address is not known".to_owned());
+    };
+    let mut client = AdminClient::new(channel);
+    match timeout(PEER_BOUND, client.status(StatusRequest { all: false })).await {
+        Ok(Ok(status)) => {
+            let own = status.into_inner().stores.into_iter().next();
+            own.unwrap_or_else(|| failed("it says nothing of itself".to_owned()))
+        }
+        Ok(Err(status)) => failed(status.message().to_owned()),
+        Err(_) => failed("it did not answer in time".to_owned()),
+    }
+}
+
+/// Futures that [`futures_join`] polls at the same time: each wake-up visits all of them.
+const AT_ONCE: usize = 64;
+
+/// Waits for all of `futures` and gives what they gave, in their order. At most [`AT_ONCE`] run at the
+/// same time, so that thousands cost a multiple of their number and not its square.
 pub(crate) async fn futures_join<F: Future<Output = T>, T>(
     futures: impl Iterator<Item = F>,
 ) -> Vec<T> {
-    let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    let mut coming = futures.enumerate();
+    let mut running: Vec<(usize, Pin<Box<F>>)> = Vec::new();
+    let mut outputs: Vec<Option<T>> = Vec::new();
     std::future::poll_fn(|context| {
-        let mut waiting = false;
-        for (future, output) in &mut running {
-            if output.is_none() {
+        loop {
+            let mut at = 0;
+            while at < running.len() {
+                let (number, future) = &mut running[at];
                 match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *output = Some(value),
-                    std::task::Poll::Pending => waiting = true,
+                    Poll::Ready(value) => {
+                        outputs[*number] = Some(value);
+                        drop(running.swap_remove(at));
+                    }
+                    Poll::Pending => at += 1,
                 }
             }
-        }
-        if waiting {
-            std::task::Poll::Pending
-        } else {
-            std::task::Poll::Ready(())
+            // What starts now must be polled now, or nothing would wake this task for it.
+            let free = AT_ONCE - running.len();
+            let before = running.len();
+            running.extend(
+                coming
+                    .by_ref()
+                    .take(free)
+                    .map(|(n, future)| (n, Box::pin(future))),
+            );
+            outputs.resize_with(outputs.len() + running.len() - before, || None);
+            if running.is_empty() {
+                return Poll::Ready(());
+            }
+            if running.len() == before {
+                return Poll::Pending;
+            }
         }
     })
     .await;
-    running
-        .into_iter()
-        .filter_map(|(_, output)| output)
-        .collect()
+    outputs.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_futures_are_joined_in_order_and_few_run_at_once() {
+        let (running, most) = (Cell::new(0), Cell::new(0));
+        let futures = (0..1000u64).map(|n| {
+            let (running, most) = (&running, &most);
+            async move {
+                running.set(running.get() + 1);
+                most.set(most.get().max(running.get()));
+                for _ in 0..n % 7 {
+                    tokio::task::yield_now().await;
+                }
+                running.set(running.get() - 1);
+                n
+            }
+        });
+        let outputs = futures_join(futures).await;
+        assert_eq!(outputs, (0..1000).collect::<Vec<_>>());
+        assert!(most.get() > 1 && most.get() <= AT_ONCE, "{}", most.get());
+        assert_eq!(
+            futures_join(std::iter::empty::<std::future::Ready<()>>()).await,
+            []
+        );
+    }
 }

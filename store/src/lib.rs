@@ -29,4 +29,4 @@ pub use log::{LogOptions, RaftLog};
 pub use memory::{Fault, MemoryDisk};
 pub use meta::{FORMAT, Identity, StoreMeta};
 #[cfg(feature = "rocksdb")]
-pub use rocks::{RocksDisk, RocksOptions};
+pub use rocks::{RocksDisk, RocksOptions, engine_version};

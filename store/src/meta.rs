@@ -87,19 +87,27 @@ impl<D: Disk> StoreMeta<D> {
         }
     }
 
+    /// Starts that were counted so far; 0: none.
+    ///
+    /// # Errors
+    /// The number is malformed, or the engine's.
+    pub fn incarnation(&self) -> Result<u64, DiskError> {
+        match self.disk.get(Cf::Meta, INCARNATION_KEY)?.as_deref() {
+            None => Ok(0),
+            // Beginning again from 0 would make an old process of this store look newer than this one.
+            Some(found) => found
+                .try_into()
+                .map(u64::from_be_bytes)
+                .map_err(|_| DiskError::Corrupt("the store's incarnation is malformed".to_owned())),
+        }
+    }
+
     /// A number that grows with every start.
     ///
     /// # Errors
-    /// The engine's.
+    /// Those of [`Self::incarnation`].
     pub fn next_incarnation(&self) -> Result<u64, DiskError> {
-        let found = self.disk.get(Cf::Meta, INCARNATION_KEY)?;
-        let last = match found.as_deref() {
-            None => 0,
-            // Beginning again from 0 would make an old process of this store look newer than this one.
-            Some(found) => found.try_into().map(u64::from_be_bytes).map_err(|_| {
-                DiskError::Corrupt("the store's incarnation is malformed".to_owned())
-            })?,
-        };
+        let last = self.incarnation()?;
         self.put(
             INCARNATION_KEY,
             Bytes::copy_from_slice(&(last + 1).to_be_bytes()),

@@ -300,3 +300,24 @@ mod snapshot {
         }
     }
 }
+
+/// The version of the engine that last opened the directory at `path`, as the engine itself wrote it
+/// down there; `None` if nothing was written or it cannot be read.
+#[must_use]
+pub fn engine_version(path: &Path) -> Option<String> {
+    let files = std::fs::read_dir(path).ok()?.filter_map(Result::ok);
+    // The numbers have a fixed width: the last name is the newest file.
+    let newest = files
+        .map(|file| file.path())
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with("OPTIONS-"))
+        })
+        .filter(|path| path.extension().is_none())
+        .max()?;
+    let text = std::fs::read_to_string(newest).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("rocksdb_version="));
+    line.map(str::to_owned)
+}

@@ -121,6 +121,11 @@ impl Server {
                 format!("store {unknown} is not known"),
             ));
         }
+        // The ranges come first: their numbers follow from the plan of the first init.
+        if !self.has_ranges(call).await {
+            let text = "the cluster has no ranges yet: run `polyraft init` first";
+            return Err(Failure::new(Reason::NotInitialised, text));
+        }
         let number = self.take_number(1, call).await?;
         let descriptor = new_descriptor(number, None, stores);
         let failures = self.create_replicas(&descriptor, call).await;
@@ -283,7 +288,7 @@ impl Server {
         Ok(())
     }
 
-    fn channel_to(&self, store: u64) -> Result<tonic::transport::Channel, Failure> {
+    pub(super) fn channel_to(&self, store: u64) -> Result<tonic::transport::Channel, Failure> {
         let unknown = || {
             Failure::new(
                 Reason::NoGroup,

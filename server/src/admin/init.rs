@@ -1,23 +1,21 @@
-//! The beginning of a cluster: its number, and the ranges that its key space is cut into.
+//! The ranges that the key space of a new cluster is cut into.
 //!
-//! A new store does not know its cluster. It waits until `Init` reaches it, or until a store that
-//! it knows says which cluster it belongs to. Of the stores that wait for each other, only the one
-//! with the lowest number draws the cluster's number, so that there cannot be two.
+//! `Init` may reach any store, and several at once. All are handed to the founder, which keeps what
+//! the first one asked for before anything is created ([`Plan`]); the groups, their ranges and their
+//! members follow from that alone, so an init that was cut short is completed by the next.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use polyraft_multiraft::KeyRange;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::groups::new_descriptor;
+use super::joining::{say_hello, shown};
+use super::plan::{PLAN, Plan};
 use crate::failure::{Failure, Reason};
-use crate::peers::Peers;
-use crate::proto::admin::internal_client::InternalClient;
-use crate::proto::admin::{HelloRequest, HelloResponse, InitRequest, InitResponse};
+use crate::proto::admin::admin_client::AdminClient;
+use crate::proto::admin::{HelloRequest, InitRequest, InitResponse};
 use crate::routing::Call;
 use crate::server::{Server, futures_join};
 
@@ -26,173 +24,129 @@ const GROUPS_MAX: u64 = 1_000_000;
 /// Groups whose creation is under way at once.
 const CREATIONS: usize = 64;
 
-/// A store that does not know its cluster yet.
-#[derive(Debug)]
-pub(crate) struct Joining {
-    pub(crate) me: u64,
-    pub(crate) peers: Arc<Peers>,
-    cluster: Mutex<u64>,
-    known: Notify,
-}
-
-impl Joining {
-    pub(crate) fn new(me: u64, peers: Arc<Peers>) -> Self {
-        Self {
-            me,
-            peers,
-            cluster: Mutex::new(0),
-            known: Notify::new(),
-        }
-    }
-
-    /// Waits until the number of the cluster is known.
-    pub(crate) async fn wait(&self) -> u64 {
-        loop {
-            let known = self.known.notified();
-            let cluster = *self.cluster.lock();
-            if cluster != 0 {
-                return cluster;
-            }
-            tokio::select! {
-                () = known => {}
-                () = sleep(Duration::from_millis(200)) => self.ask_others().await,
-            }
-        }
-    }
-
-    async fn ask_others(&self) {
-        let greeting = self.greeting();
-        for store in self.peers.others() {
-            if let Some(hello) = say_hello(&self.peers, store, &greeting).await {
-                hello.addresses.iter().for_each(|(store, address)| {
-                    self.peers.learn(*store, address);
-                });
-                if hello.cluster != 0 {
-                    return self.decide(hello.cluster);
-                }
-            }
-        }
-    }
-
-    pub(super) fn greeting(&self) -> HelloRequest {
-        let address = self.peers.address(self.me).unwrap_or_default();
-        HelloRequest {
-            store: self.me,
-            cluster: *self.cluster.lock(),
-            address,
-        }
-    }
-
-    fn decide(&self, cluster: u64) {
-        let mut known = self.cluster.lock();
-        if *known == 0 {
-            *known = cluster;
-        }
-        drop(known);
-        self.known.notify_waiters();
-    }
-
-    /// `Init` has reached this store: it draws the number if that is its part. The ranges are created by
-    /// whoever asks again, once the store has joined.
-    pub(super) async fn init(&self) -> Failure {
-        let greeting = self.greeting();
-        for store in self.peers.others() {
-            let Some(hello) = say_hello(&self.peers, store, &greeting).await else {
-                let address = self.peers.address(store).unwrap_or_default();
-                let text = format!(
-                    "store {store} at {address} cannot be reached: start all stores, then init"
-                );
-                return Failure::new(Reason::NotInitialised, text);
-            };
-            if hello.cluster != 0 {
-                self.decide(hello.cluster);
-                return Failure::new(Reason::Stale, "the store is joining its cluster; try again");
-            }
-        }
-        let lowest = self.peers.addresses().into_keys().next().unwrap_or(self.me);
-        if lowest == self.me {
-            self.decide(rand::random::<u64>().max(1));
-        } else if let Some(channel) = self.peers.channel(lowest) {
-            let request = InitRequest {
-                groups: 1,
-                replicas: 0,
-            };
-            let mut client = crate::proto::admin::admin_client::AdminClient::new(channel);
-            // It answers as this store does: joining. What counts is that it has been told.
-            let _ = client.init(request).await;
-        }
-        Failure::new(Reason::Stale, "the store is joining its cluster; try again")
-    }
-}
-
-/// Introduces this store to another one; `None` if that cannot be reached.
-pub(crate) async fn say_hello(
-    peers: &Peers,
-    store: u64,
-    greeting: &HelloRequest,
-) -> Option<HelloResponse> {
-    let mut client = InternalClient::new(peers.channel(store)?);
-    let answer = tokio::time::timeout(Duration::from_secs(1), client.hello(greeting.clone())).await;
-    answer.ok()?.ok().map(tonic::Response::into_inner)
-}
-
 impl Server {
-    /// Creates the groups of a new cluster. If there are groups, they must be those that are asked for.
-    pub(super) async fn create_ranges(
+    /// `Init` as any store answers it.
+    pub(super) async fn init(
+        &self,
+        request: InitRequest,
+        call: Call,
+    ) -> Result<InitResponse, Failure> {
+        if request.groups == 0 || request.groups > GROUPS_MAX {
+            let text = format!("the number of groups must be between 1 and {GROUPS_MAX}");
+            return Err(Failure::new(Reason::BadRequest, text));
+        }
+        if self.founder == self.me {
+            return self.create_ranges(request, call).await;
+        }
+        let founder = self.founder;
+        if call.forwarded {
+            let text = format!("this store did not begin the cluster; store {founder} did");
+            return Err(Failure::new(Reason::Refused, text));
+        }
+        let channel = self.channel_to(founder)?;
+        let answer = AdminClient::new(channel).init(call.forward(request)).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| {
+            let failure = Failure::from_status(&status, false);
+            if failure.reason == Reason::Unreachable {
+                let address = self.peers.address(founder).unwrap_or_default();
+                let text = format!(
+                    "store {founder} at {address}, which began the cluster and decides on its ranges, \
+                     cannot be reached"
+                );
+                return Failure { message: text, ..failure };
+            }
+            failure
+        })
+    }
+
+    /// Creates the groups of the plan; the first request makes the plan.
+    async fn create_ranges(
         &self,
         request: InitRequest,
         call: Call,
     ) -> Result<InitResponse, Failure> {
         let InitRequest { groups, replicas } = request;
-        if groups == 0 || groups > GROUPS_MAX {
-            let text = format!("the number of groups must be between 1 and {GROUPS_MAX}");
-            return Err(Failure::new(Reason::BadRequest, text));
+        // At once, and not behind an init that is at work: a request for something else is refused.
+        if let Some(plan) = self.plan()? {
+            plan.must_match(groups, replicas)?;
         }
-        let stores = self.wait_for_all(call).await?;
-        let replicas = match replicas as usize {
-            0 => stores.len().min(3),
-            asked if asked <= stores.len() => asked,
-            asked => {
-                let text = format!(
-                    "{asked} replicas need as many stores; there are {}",
-                    stores.len()
-                );
-                return Err(Failure::new(Reason::BadRequest, text));
-            }
+        let busy = || Failure::new(Reason::Stale, "another init is at work; try again");
+        let Ok(_turn) = timeout_at(call.deadline, self.init_turn.lock()).await else {
+            return Err(busy());
         };
-        let known = self.list_everywhere(self.list_here()).await.groups;
-        let ranged = known.iter().filter(|group| group.start.is_some()).count() as u64;
-        if ranged == groups {
+        let plan = match self.plan()? {
+            Some(plan) => {
+                plan.must_match(groups, replicas)?;
+                plan
+            }
+            None => self.make_plan(groups, replicas, call).await?,
+        };
+        if plan.done {
             return Ok(InitResponse {
                 groups,
                 already: true,
             });
         }
-        if ranged > groups || known.iter().any(|group| group.group > groups) {
-            let text = format!("the cluster has been initialised with {ranged} groups before");
-            return Err(Failure::new(Reason::Refused, text));
-        }
-        // Another cut would lay ranges over those that are there, on stores that do not know of them.
-        let elsewhere = known.iter().find(|group| {
-            let range = range_of(group.group.saturating_sub(1), groups);
-            group.start.is_some()
-                && (group.start.as_ref() != Some(&range.start) || group.end != range.end)
-        });
-        if let Some(group) = elsewhere {
+        self.carry_out(&plan, call).await?;
+        self.keep_plan(&Plan { done: true, ..plan })?;
+        self.refresh_local_routes();
+        Ok(InitResponse {
+            groups,
+            already: false,
+        })
+    }
+
+    fn plan(&self) -> Result<Option<Plan>, Failure> {
+        let internal = |text: String| Failure::new(Reason::Internal, text);
+        let kept = self
+            .meta
+            .get_server(PLAN)
+            .map_err(|error| internal(error.to_string()))?;
+        let Some(kept) = kept else {
+            return Ok(None);
+        };
+        let plan = Plan::decode(&kept).ok_or_else(|| {
+            internal("what this store keeps of the first init is malformed".to_owned())
+        })?;
+        Ok(Some(plan))
+    }
+
+    fn keep_plan(&self, plan: &Plan) -> Result<(), Failure> {
+        let kept = self.meta.put_server(PLAN, plan.encode());
+        kept.map_err(|error| Failure::new(Reason::Internal, error.to_string()))
+    }
+
+    async fn make_plan(&self, groups: u64, replicas: u32, call: Call) -> Result<Plan, Failure> {
+        let stores = self.wait_for_all(call).await?;
+        let replicas = Plan::replicas(replicas, stores.len())?;
+        let known = self.list_everywhere(self.list_here()).await.groups;
+        if let Some(group) = known.first() {
             let text = format!(
-                "group {} has another range than it would have among {groups}: an init with another \
-                 number of groups came before; repeat it with that number",
+                "group {} exists, and this store knows of no init",
                 group.group
             );
             return Err(Failure::new(Reason::Refused, text));
         }
-        // An init that was cut short is completed: numbers, ranges and members follow from the request.
-        self.take_numbers_up_to(groups, call).await?;
-        let numbers: Vec<u64> = (1..=groups).collect();
+        let plan = Plan {
+            groups,
+            replicas,
+            stores,
+            done: false,
+        };
+        self.keep_plan(&plan)?;
+        Ok(plan)
+    }
+
+    async fn carry_out(&self, plan: &Plan, call: Call) -> Result<(), Failure> {
+        // Later groups get higher numbers than the ranges, wherever they are created.
+        if self.handle.list().is_empty() {
+            self.take_number(plan.groups, call).await?;
+        }
+        let numbers: Vec<u64> = (1..=plan.groups).collect();
         for some in numbers.chunks(CREATIONS) {
             let each = some.iter().map(|number| {
-                let range = range_of(*number - 1, groups);
-                let members = members_of(*number - 1, &stores, replicas);
+                let range = range_of(*number - 1, plan.groups);
+                let members = members_of(*number - 1, &plan.stores, plan.replicas as usize);
                 let descriptor = new_descriptor(*number, Some(range), &members);
                 async move { self.create_replicas(&descriptor, call).await }
             });
@@ -204,60 +158,57 @@ impl Server {
                 });
             }
         }
-        self.refresh_local_routes();
-        Ok(InitResponse {
-            groups,
-            already: false,
-        })
-    }
-
-    /// Later groups get higher numbers than the ranges, wherever they are created.
-    async fn take_numbers_up_to(&self, last: u64, call: Call) -> Result<(), Failure> {
-        if self.handle.list().is_empty() {
-            self.take_number(last, call).await?;
-        }
         Ok(())
     }
 
-    /// All stores that are known, once each of them has joined.
+    /// All stores that are known, once each of them has joined and can be heard.
     async fn wait_for_all(&self, call: Call) -> Result<Vec<u64>, Failure> {
         let greeting = self.greeting();
         loop {
+            let mut waits_for = None;
             let others = self.peers.others();
-            let hellos =
-                futures_join(others.iter().map(|s| say_hello(&self.peers, *s, &greeting))).await;
-            let missing = others.iter().zip(&hellos).find(|(_, hello)| {
-                hello
-                    .as_ref()
-                    .is_none_or(|hello| hello.cluster != self.cluster)
-            });
+            let hellos = others.iter().map(|s| say_hello(&self.peers, *s, &greeting));
+            for (store, hello) in others.iter().zip(futures_join(hellos).await) {
+                match hello {
+                    Some(hello) if hello.store != *store => {
+                        let text = format!("store {} answers for store {store}", hello.store);
+                        return Err(Failure::new(Reason::Refused, text));
+                    }
+                    Some(hello) if hello.cluster == self.cluster => {
+                        self.meet(*store, shown(&hello), true)
+                            .map_err(|why| Failure::new(Reason::Refused, why))?;
+                    }
+                    Some(hello) if hello.cluster != 0 => {
+                        let address = self.peers.address(*store).unwrap_or_default();
+                        let text = format!("store {store} at {address} belongs to another cluster");
+                        return Err(Failure::new(Reason::Refused, text));
+                    }
+                    _ => waits_for = waits_for.or(Some(*store)),
+                }
+            }
             let connected = self.peers.connected();
             let unheard = others.iter().find(|store| !connected.contains(store));
-            match (missing, unheard) {
-                (None, None) => return Ok(self.peers.addresses().into_keys().collect()),
-                (found, unheard) if Instant::now() >= call.deadline => {
-                    let store = found
-                        .map(|(store, _)| store)
-                        .or(unheard)
-                        .copied()
-                        .unwrap_or(0);
-                    let address = self.peers.address(store).unwrap_or_default();
-                    let text = format!(
-                        "store {store} at {address} has not joined: start all stores, then init"
-                    );
-                    return Err(Failure::new(Reason::NotInitialised, text));
-                }
-                _ => sleep(Duration::from_millis(100)).await,
+            let Some(store) = waits_for.or(unheard.copied()) else {
+                return Ok(self.peers.addresses().into_keys().collect());
+            };
+            if Instant::now() >= call.deadline {
+                let address = self.peers.address(store).unwrap_or_default();
+                let text = format!(
+                    "store {store} at {address} has not joined: start all stores, then init"
+                );
+                return Err(Failure::new(Reason::NotInitialised, text));
             }
+            sleep(Duration::from_millis(100)).await;
         }
     }
 
     pub(crate) fn greeting(&self) -> HelloRequest {
-        let address = self.peers.address(self.me).unwrap_or_default();
         HelloRequest {
             store: self.me,
             cluster: self.cluster,
-            address,
+            address: self.peers.address(self.me).unwrap_or_default(),
+            instance: self.instance.id,
+            incarnation: self.instance.incarnation,
         }
     }
 }

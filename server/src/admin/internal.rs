@@ -2,27 +2,31 @@
 
 use std::sync::Arc;
 
+use polyraft_multiraft::{GroupDescriptor, StoreId};
 use tonic::{Request, Response, Status};
 
 use super::groups::requested_descriptor;
-use super::init::Joining;
+use super::joining::Joining;
 use crate::failure::{Failure, Reason};
+use crate::instances::Instance;
 use crate::peers::encode_addresses;
 use crate::proto::admin::admin_server::Admin;
 use crate::proto::admin::internal_server::Internal;
 use crate::proto::admin::{
-    ChangeMembersRequest, ChangeMembersResponse, CreateGroupRequest, CreateGroupResponse,
-    CreateReplicaRequest, CreateReplicaResponse, DescribeGroupRequest, DescribeGroupResponse,
-    DestroyGroupRequest, DestroyGroupResponse, DestroyReplicaRequest, DestroyReplicaResponse,
-    HelloRequest, HelloResponse, InitRequest, InitResponse, ListGroupsRequest, ListGroupsResponse,
-    ReserveGroupRequest, ReserveGroupResponse, StatusRequest, StatusResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    BeginRequest, BeginResponse, ChangeMembersRequest, ChangeMembersResponse, CreateGroupRequest,
+    CreateGroupResponse, CreateReplicaRequest, CreateReplicaResponse, DescribeGroupRequest,
+    DescribeGroupResponse, DestroyGroupRequest, DestroyGroupResponse, DestroyReplicaRequest,
+    DestroyReplicaResponse, HelloRequest, HelloResponse, InitRequest, InitResponse,
+    ListGroupsRequest, ListGroupsResponse, ReserveGroupRequest, ReserveGroupResponse,
+    StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use crate::routing::Call;
 use crate::server::Server;
 
 /// Under this name `meta` keeps the addresses of all stores.
 pub(crate) const ADDRESSES: &[u8] = b"addresses";
+/// Under this name `meta` keeps what each store has shown of its directory.
+pub(crate) const INSTANCES: &[u8] = b"instances";
 
 /// The gRPC service `polyraft.admin.v1.Internal` of a store that has joined.
 #[derive(Clone, Debug)]
@@ -34,23 +38,12 @@ impl Internal for InternalService {
         &self,
         request: Request<HelloRequest>,
     ) -> Result<Response<HelloResponse>, Status> {
-        let HelloRequest {
-            store,
-            cluster,
-            address,
-        } = request.into_inner();
-        let server = &self.0;
-        if (cluster == 0 || cluster == server.cluster) && server.peers.learn(store, &address) {
-            let all = encode_addresses(&server.peers.addresses());
-            if let Err(error) = server.meta.put_server(ADDRESSES, all) {
-                tracing::warn!(%error, "the address of a store could not be kept");
-            }
-        }
-        Ok(Response::new(HelloResponse {
-            store: server.me,
-            cluster: server.cluster,
-            addresses: server.peers.addresses().into_iter().collect(),
-        }))
+        Ok(Response::new(self.0.hello(&request.into_inner())))
+    }
+
+    async fn begin(&self, _: Request<BeginRequest>) -> Result<Response<BeginResponse>, Status> {
+        // The cluster has begun.
+        Ok(Response::new(BeginResponse {}))
     }
 
     async fn reserve_group(
@@ -85,6 +78,70 @@ impl Internal for InternalService {
     }
 }
 
+impl Server {
+    /// A store introduces itself. One that must not take part is told so, and nothing is learned from it.
+    fn hello(&self, hello: &HelloRequest) -> HelloResponse {
+        let answer = HelloResponse {
+            store: self.me,
+            cluster: self.cluster,
+            founder: self.founder,
+            addresses: self.peers.addresses().into_iter().collect(),
+            instance: self.instance.id,
+            incarnation: self.instance.incarnation,
+            ..HelloResponse::default()
+        };
+        if hello.cluster != 0 && hello.cluster != self.cluster {
+            return answer;
+        }
+        let shown = Instance {
+            id: hello.instance,
+            incarnation: hello.incarnation,
+        };
+        if let Err(refused) = self.meet(hello.store, shown, hello.cluster != 0) {
+            tracing::error!(
+                store = hello.store,
+                address = hello.address,
+                "refused: {refused}"
+            );
+            return HelloResponse { refused, ..answer };
+        }
+        if self.peers.learn(hello.store, &hello.address) {
+            self.keep_addresses();
+        }
+        answer
+    }
+
+    /// Compares what a store shows of its directory with what is known, and keeps what is new.
+    pub(crate) fn meet(&self, store: u64, shown: Instance, joined: bool) -> Result<(), String> {
+        let on = |descriptor: &GroupDescriptor| descriptor.replica_on(StoreId(store)).is_some();
+        let member = !joined && self.handle.descriptors().iter().any(|d| on(d));
+        let shown = match store {
+            _ if store == self.me && shown.id == self.instance.id => return Ok(()),
+            _ if store == self.me => return Err(twice(store)),
+            _ => shown,
+        };
+        if self.instances.meet(store, shown, member)? {
+            let kept = self.meta.put_server(INSTANCES, self.instances.encode());
+            if let Err(error) = kept {
+                tracing::warn!(%error, "what a store shows of itself could not be kept");
+            }
+        }
+        Ok(())
+    }
+
+    /// Addresses as they are now, for the next start.
+    pub(crate) fn keep_addresses(&self) {
+        let all = encode_addresses(&self.peers.addresses());
+        if let Err(error) = self.meta.put_server(ADDRESSES, all) {
+            tracing::warn!(%error, "the addresses of the stores could not be kept");
+        }
+    }
+}
+
+fn twice(store: u64) -> String {
+    format!("store {store} runs already, on another data directory: check --store-id")
+}
+
 /// Both admin services of a store that has not joined: it greets, and it can be initialised.
 #[derive(Clone, Debug)]
 pub(crate) struct BeforeJoining(pub(crate) Arc<Joining>);
@@ -101,14 +158,12 @@ impl Internal for BeforeJoining {
         &self,
         request: Request<HelloRequest>,
     ) -> Result<Response<HelloResponse>, Status> {
-        let HelloRequest { store, address, .. } = request.into_inner();
-        self.0.peers.learn(store, &address);
-        let greeting = self.0.greeting();
-        Ok(Response::new(HelloResponse {
-            store: greeting.store,
-            cluster: greeting.cluster,
-            addresses: self.0.peers.addresses().into_iter().collect(),
-        }))
+        Ok(Response::new(self.0.answer(&request.into_inner())))
+    }
+
+    async fn begin(&self, _: Request<BeginRequest>) -> Result<Response<BeginResponse>, Status> {
+        self.0.begin().await?;
+        Ok(Response::new(BeginResponse {}))
     }
 
     async fn reserve_group(
@@ -139,8 +194,12 @@ impl Admin for BeforeJoining {
         Err(self.0.init().await.into())
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        not_joined()
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let stores = self.0.status(request.into_inner().all).await;
+        Ok(Response::new(StatusResponse { stores }))
     }
 
     async fn list_groups(

@@ -3,9 +3,11 @@
 mod groups;
 mod init;
 mod internal;
+mod joining;
+mod plan;
 mod service;
 mod view;
 
-pub(crate) use init::{Joining, say_hello};
-pub(crate) use internal::{ADDRESSES, BeforeJoining, InternalService};
+pub(crate) use internal::{ADDRESSES, BeforeJoining, INSTANCES, InternalService};
+pub(crate) use joining::{Joining, Membership, say_hello, shown};
 pub(crate) use service::AdminService;

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use polyraft_core::{ConfChangeKind, RoleName, Transition};
 use polyraft_multiraft::{GroupId, MemberChange, StoreId};
-use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use super::view;
@@ -21,7 +19,7 @@ use crate::proto::admin::{
     StatusRequest, StatusResponse, StoreStatus, TransferLeaderRequest, TransferLeaderResponse,
 };
 use crate::routing::Call;
-use crate::server::{Server, futures_join};
+use crate::server::{Server, futures_join, status_of};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -32,7 +30,7 @@ impl Admin for AdminService {
     async fn init(&self, request: Request<InitRequest>) -> Result<Response<InitResponse>, Status> {
         let call = Call::new(request.metadata(), false);
         Ok(Response::new(
-            self.0.create_ranges(request.into_inner(), call).await?,
+            self.0.init(request.into_inner(), call).await?,
         ))
     }
 
@@ -44,7 +42,7 @@ impl Admin for AdminService {
         if request.into_inner().all {
             let others = self.0.peers.others();
             stores.extend(
-                futures_join(others.into_iter().map(|store| self.0.status_of(store))).await,
+                futures_join(others.iter().map(|store| status_of(&self.0.peers, *store))).await,
             );
         }
         stores.sort_by_key(|status| status.store);
@@ -142,35 +140,8 @@ impl Server {
                 .collect(),
             draining: self.draining.load(Ordering::SeqCst),
             disk_full: stats.disk_full,
-        }
-    }
-
-    async fn status_of(&self, store: u64) -> StoreStatus {
-        let address = self.peers.address(store).unwrap_or_default();
-        let failed = |error: String| StoreStatus {
-            store,
-            address: address.clone(),
-            error,
-            ..Default::default()
-        };
-        let Some(channel) = self.peers.channel(store) else {
-            return failed("its address is not known".to_owned());
-        };
-        let mut client = AdminClient::new(channel);
-        match timeout(
-            Duration::from_secs(1),
-            client.status(StatusRequest { all: false }),
-        )
-        .await
-        {
-            Ok(Ok(status)) => status
-                .into_inner()
-                .stores
-                .into_iter()
-                .next()
-                .unwrap_or_default(),
-            Ok(Err(status)) => failed(status.message().to_owned()),
-            Err(_) => failed("it did not answer in time".to_owned()),
+            incarnation: self.instance.incarnation,
+            environment: Some(self.environment.clone()),
         }
     }
 

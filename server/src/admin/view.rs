@@ -43,12 +43,17 @@ pub(super) fn replica(descriptor: &GroupDescriptor, summary: &ReplicaSummary) ->
 }
 
 fn role_of(state: &ConfState, replica: ReplicaId) -> MemberRole {
-    if state.voters.contains(&replica) {
-        MemberRole::Voter
-    } else if state.voters_outgoing.contains(&replica) {
-        MemberRole::Leaving
-    } else {
-        MemberRole::Learner
+    let joint = !state.voters_outgoing.is_empty();
+    let (new, old) = (
+        state.voters.contains(&replica),
+        state.voters_outgoing.contains(&replica),
+    );
+    match (new, old) {
+        (true, true) => MemberRole::Voter,
+        (true, false) if joint => MemberRole::Incoming,
+        (true, false) => MemberRole::Voter,
+        (false, true) => MemberRole::Outgoing,
+        (false, false) => MemberRole::Learner,
     }
 }
 

@@ -325,7 +325,8 @@ fn role(role: MemberRole) -> &'static str {
     match role {
         MemberRole::Voter => "voter",
         MemberRole::Learner => "learner",
-        MemberRole::Leaving => "leaving",
+        MemberRole::Outgoing => "outgoing",
+        MemberRole::Incoming => "incoming",
         MemberRole::Unspecified => "member",
     }
 }

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::Connection;
 use super::output::{show, table};
 use crate::failure::Reason;
-use crate::proto::admin::{InitRequest, StatusRequest};
+use crate::proto::admin::{Environment, InitRequest, StatusRequest, StoreStatus};
 
 /// Asks until all stores have joined, or the time is over.
 pub(super) async fn init(
@@ -52,52 +52,95 @@ pub(super) async fn status(connection: &Connection) -> Result<(), String> {
         .admin(true, request, |mut c, r| async move { c.status(r).await })
         .await;
     let stores = answer.map_err(|failure| failure.message)?.stores;
-    let json = json!({ "stores": stores.iter().map(|s| json!({
-        "store": s.store,
-        "address": s.address,
-        "error": (!s.error.is_empty()).then_some(&s.error),
-        "version": s.version,
-        "cluster": format!("{:016x}", s.cluster),
-        "uptime_seconds": s.uptime_seconds,
-        "replicas": s.replicas,
-        "leaders": s.leaders,
-        "asleep": s.asleep,
-        "connected": s.connected,
-        "counters": s.counters,
-        "draining": s.draining,
-        "disk_full": s.disk_full,
-    })).collect::<Vec<_>>() });
+    let initialised = stores.iter().any(|store| store.replicas > 0);
+    let each: Vec<Value> = stores.iter().map(store_json).collect();
+    let json = json!({ "initialised": initialised, "stores": each });
     show(connection.output, &json, || {
-        let head = [
-            "STORE",
-            "ADDRESS",
-            "STATE",
-            "UPTIME",
-            "REPLICAS",
-            "LEADERS",
-            "ASLEEP",
-            "CONNECTED",
-        ];
-        let rows = stores.iter().map(|s| {
-            let state = match () {
-                () if !s.error.is_empty() => format!("DOWN: {}", s.error),
-                () if s.disk_full => "DISK FULL".to_owned(),
-                () if s.draining => "draining".to_owned(),
-                () => "up".to_owned(),
-            };
-            let connected: Vec<String> = s.connected.iter().map(u64::to_string).collect();
-            [
-                s.store.to_string(),
-                s.address.clone(),
-                state,
-                format!("{}s", s.uptime_seconds),
-                s.replicas.to_string(),
-                s.leaders.to_string(),
-                s.asleep.to_string(),
-                connected.join(","),
-            ]
-        });
-        table(head, rows)
+        let mut text = table(HEAD, stores.iter().map(row));
+        if !initialised {
+            text.push_str(
+                "\nnot initialised: once all stores are started, run `polyraft init --groups N`",
+            );
+        }
+        text
     });
     Ok(())
+}
+
+const HEAD: [&str; 8] = [
+    "STORE",
+    "ADDRESS",
+    "STATE",
+    "UPTIME",
+    "REPLICAS",
+    "LEADERS",
+    "ASLEEP",
+    "CONNECTED",
+];
+
+/// In a word or two.
+fn state(store: &StoreStatus) -> &'static str {
+    match () {
+        () if !store.error.is_empty() => "down",
+        () if store.cluster == 0 => "not initialised",
+        () if store.disk_full => "disk full",
+        () if store.draining => "draining",
+        () => "up",
+    }
+}
+
+fn row(store: &StoreStatus) -> [String; 8] {
+    let state = match state(store) {
+        "down" => format!("DOWN: {}", store.error),
+        "disk full" => "DISK FULL".to_owned(),
+        other => other.to_owned(),
+    };
+    let connected: Vec<String> = store.connected.iter().map(u64::to_string).collect();
+    [
+        store.store.to_string(),
+        store.address.clone(),
+        state,
+        format!("{}s", store.uptime_seconds),
+        store.replicas.to_string(),
+        store.leaders.to_string(),
+        store.asleep.to_string(),
+        connected.join(","),
+    ]
+}
+
+fn store_json(store: &StoreStatus) -> Value {
+    json!({
+        "store": store.store,
+        "address": store.address,
+        "state": state(store),
+        "error": (!store.error.is_empty()).then_some(&store.error),
+        "version": store.version,
+        "cluster": (store.cluster != 0).then(|| format!("{:016x}", store.cluster)),
+        "incarnation": store.incarnation,
+        "uptime_seconds": store.uptime_seconds,
+        "replicas": store.replicas,
+        "leaders": store.leaders,
+        "asleep": store.asleep,
+        "connected": store.connected,
+        "counters": store.counters,
+        "draining": store.draining,
+        "disk_full": store.disk_full,
+        "environment": store.environment.as_ref().map(environment_json),
+    })
+}
+
+/// Where a store runs.
+pub(crate) fn environment_json(environment: &Environment) -> Value {
+    json!({
+        "revision": environment.revision,
+        "profile": environment.profile,
+        "rocksdb": environment.rocksdb,
+        "data_dir": environment.data_dir,
+        "filesystem": environment.filesystem,
+        "sync_policy": environment.sync_policy,
+        "processors": environment.processors,
+        "processor_model": environment.processor_model,
+        "memory_bytes": environment.memory_bytes,
+        "kernel": environment.kernel,
+    })
 }

@@ -38,6 +38,7 @@ pub struct StoreStatus {
     pub error: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub version: ::prost::alloc::string::String,
+    /// 0: waits for `Init`.
     #[prost(uint64, tag = "5")]
     pub cluster: u64,
     #[prost(uint64, tag = "6")]
@@ -58,6 +59,40 @@ pub struct StoreStatus {
     pub draining: bool,
     #[prost(bool, tag = "13")]
     pub disk_full: bool,
+    /// Starts of this store, counted on its disk; 0: it has not joined a cluster.
+    #[prost(uint64, tag = "14")]
+    pub incarnation: u64,
+    /// Where it runs, for reports of measurements.
+    #[prost(message, optional, tag = "15")]
+    pub environment: ::core::option::Option<Environment>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Environment {
+    /// Revision of the source it was built from; empty: unknown.
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    /// `debug` or `release`.
+    #[prost(string, tag = "2")]
+    pub profile: ::prost::alloc::string::String,
+    /// Version of RocksDB.
+    #[prost(string, tag = "3")]
+    pub rocksdb: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub data_dir: ::prost::alloc::string::String,
+    /// Type of the filesystem of the data directory, such as ext4.
+    #[prost(string, tag = "5")]
+    pub filesystem: ::prost::alloc::string::String,
+    /// When a write counts as durable.
+    #[prost(string, tag = "6")]
+    pub sync_policy: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "7")]
+    pub processors: u32,
+    #[prost(string, tag = "8")]
+    pub processor_model: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "9")]
+    pub memory_bytes: u64,
+    #[prost(string, tag = "10")]
+    pub kernel: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListGroupsRequest {
@@ -238,6 +273,12 @@ pub struct HelloRequest {
     pub cluster: u64,
     #[prost(string, tag = "3")]
     pub address: ::prost::alloc::string::String,
+    /// Drawn when the data directory was made: tells an empty directory from the one that was there before.
+    #[prost(uint64, tag = "4")]
+    pub instance: u64,
+    /// Starts of the store, counted on its disk: tells an old copy of the directory.
+    #[prost(uint64, tag = "5")]
+    pub incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HelloResponse {
@@ -249,7 +290,24 @@ pub struct HelloResponse {
     /// Addresses of all stores that are known, the receiver among them.
     #[prost(map = "uint64, string", tag = "3")]
     pub addresses: ::std::collections::HashMap<u64, ::prost::alloc::string::String>,
+    #[prost(uint64, tag = "4")]
+    pub instance: u64,
+    #[prost(uint64, tag = "5")]
+    pub incarnation: u64,
+    /// The store that drew the cluster's number and decides on its ranges.
+    #[prost(uint64, tag = "6")]
+    pub founder: u64,
+    /// Before joining: the stores that this one was started with, itself among them, ascending.
+    #[prost(uint64, repeated, tag = "7")]
+    pub peers: ::prost::alloc::vec::Vec<u64>,
+    /// Why the asking store must not take part; empty: it may.
+    #[prost(string, tag = "8")]
+    pub refused: ::prost::alloc::string::String,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReserveGroupRequest {
     #[prost(uint64, tag = "1")]
@@ -293,7 +351,9 @@ pub enum MemberRole {
     Voter = 1,
     Learner = 2,
     /// Votes in the old half of a joint configuration only.
-    Leaving = 3,
+    Outgoing = 3,
+    /// Votes in the new half of a joint configuration only.
+    Incoming = 4,
 }
 impl MemberRole {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -305,7 +365,8 @@ impl MemberRole {
             Self::Unspecified => "MEMBER_ROLE_UNSPECIFIED",
             Self::Voter => "MEMBER_ROLE_VOTER",
             Self::Learner => "MEMBER_ROLE_LEARNER",
-            Self::Leaving => "MEMBER_ROLE_LEAVING",
+            Self::Outgoing => "MEMBER_ROLE_OUTGOING",
+            Self::Incoming => "MEMBER_ROLE_INCOMING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -314,7 +375,8 @@ impl MemberRole {
             "MEMBER_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
             "MEMBER_ROLE_VOTER" => Some(Self::Voter),
             "MEMBER_ROLE_LEARNER" => Some(Self::Learner),
-            "MEMBER_ROLE_LEAVING" => Some(Self::Leaving),
+            "MEMBER_ROLE_OUTGOING" => Some(Self::Outgoing),
+            "MEMBER_ROLE_INCOMING" => Some(Self::Incoming),
             _ => None,
         }
     }
@@ -442,7 +504,8 @@ pub mod admin_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Creates the groups of a new cluster: `groups` ranges that cover the key space. Repeating it is no error.
+        /// Creates the groups of a new cluster: `groups` ranges that cover the key space. Repeating it is no error;
+        /// asking for another number afterwards, or at the same time, is.
         pub async fn init(
             &mut self,
             request: impl tonic::IntoRequest<super::InitRequest>,
@@ -651,7 +714,8 @@ pub mod admin_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AdminServer.
     #[async_trait]
     pub trait Admin: std::marker::Send + std::marker::Sync + 'static {
-        /// Creates the groups of a new cluster: `groups` ranges that cover the key space. Repeating it is no error.
+        /// Creates the groups of a new cluster: `groups` ranges that cover the key space. Repeating it is no error;
+        /// asking for another number afterwards, or at the same time, is.
         async fn init(
             &self,
             request: tonic::Request<super::InitRequest>,
@@ -1292,6 +1356,28 @@ pub mod internal_client {
                 .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "Hello"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks the lowest of the stores that wait for each other to draw the cluster's number.
+        pub async fn begin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BeginRequest>,
+        ) -> std::result::Result<tonic::Response<super::BeginResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Internal/Begin",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "Begin"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Proposes an id for a new group; granted if the store knows of no group with this id or a higher one.
         pub async fn reserve_group(
             &mut self,
@@ -1387,6 +1473,11 @@ pub mod internal_server {
             &self,
             request: tonic::Request<super::HelloRequest>,
         ) -> std::result::Result<tonic::Response<super::HelloResponse>, tonic::Status>;
+        /// Asks the lowest of the stores that wait for each other to draw the cluster's number.
+        async fn begin(
+            &self,
+            request: tonic::Request<super::BeginRequest>,
+        ) -> std::result::Result<tonic::Response<super::BeginResponse>, tonic::Status>;
         /// Proposes an id for a new group; granted if the store knows of no group with this id or a higher one.
         async fn reserve_group(
             &self,
@@ -1517,6 +1608,49 @@ pub mod internal_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = HelloSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Internal/Begin" => {
+                    #[allow(non_camel_case_types)]
+                    struct BeginSvc<T: Internal>(pub Arc<T>);
+                    impl<T: Internal> tonic::server::UnaryService<super::BeginRequest>
+                    for BeginSvc<T> {
+                        type Response = super::BeginResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BeginRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Internal>::begin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BeginSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

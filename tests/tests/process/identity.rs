@@ -6,7 +6,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use polyraft_tests::process::{Cluster, Finished, Options, binary, free_port, run};
+use polyraft_tests::process::{Cluster, Finished, Options, binary, eventually, free_port, run};
 
 /// Runs `polyraft start` where it must refuse, in bounded time.
 #[track_caller]
@@ -105,4 +105,86 @@ fn stores_of_another_cluster_are_not_talked_to() {
         "a store took the data of another cluster: {list:?}"
     );
     assert!(one.store(3).is_running(), "{}", one.store(3).log_tail(20));
+}
+
+/// The directory of a store is gone, and an empty one stands in its place: it would vote a second
+/// time in terms it has voted in, and others count on acknowledged writes that it no longer has.
+#[test]
+fn an_empty_directory_in_the_place_of_a_lost_one_is_refused() {
+    let mut cluster = Cluster::start(Options::default());
+    let put = ["kv", "put", "key", "value"];
+    cluster.cli(&put).success().expect("the cluster serves");
+    cluster.store(2).kill();
+    let lost = cluster.store(2).data().with_extension("lost");
+    std::fs::rename(cluster.store(2).data(), &lost).expect("the directory moves away");
+    let finished = refused(cluster.store(2).arguments());
+    assert_says(
+        &finished,
+        &[
+            "store 2",
+            "another data directory",
+            "group replace",
+            "never used",
+        ],
+    );
+    cluster.cli(&put).success().expect("the others go on");
+
+    // The others know it after a restart too.
+    cluster.store(1).kill();
+    cluster.store(3).kill();
+    cluster.store(1).start();
+    cluster.store(3).start();
+    eventually("two of three stores to serve", || {
+        cluster.cli(&put).success()
+    });
+    assert_says(
+        &refused(cluster.store(2).arguments()),
+        &["another data directory"],
+    );
+
+    // The old directory is welcome.
+    std::fs::remove_dir_all(cluster.store(2).data()).expect("the empty directory goes");
+    std::fs::rename(&lost, cluster.store(2).data()).expect("the directory comes back");
+    cluster.store(2).start();
+    eventually("three stores", || {
+        let status = cluster.json(&["status"])?;
+        let up = status["stores"]
+            .as_array()
+            .is_some_and(|s| s.iter().all(|s| s["state"] == "up"));
+        if up { Ok(()) } else { Err(status.to_string()) }
+    });
+}
+
+/// A copy of the directory from before: the same loss, in part.
+#[test]
+fn an_old_copy_of_the_directory_is_refused() {
+    let mut cluster = Cluster::start(Options::default());
+    assert_eq!(cluster.store(2).terminate().code(), Some(0));
+    let (data, copy) = (
+        cluster.store(2).data().to_owned(),
+        cluster.store(2).data().with_extension("copy"),
+    );
+    let copied = Command::new("cp").arg("-r").args([&data, &copy]).status();
+    assert!(copied.expect("cp runs").success());
+    for _ in 0..2 {
+        cluster.store(2).start();
+        cluster.wait_for_leaders();
+        eventually("store 2 to be heard", || {
+            let status = cluster.json(&["status"])?;
+            let up = status["stores"]
+                .as_array()
+                .is_some_and(|s| s.iter().all(|s| s["state"] == "up"));
+            if up { Ok(()) } else { Err(status.to_string()) }
+        });
+        assert_eq!(cluster.store(2).terminate().code(), Some(0));
+    }
+    let arguments = with(
+        cluster.store(2).arguments(),
+        "--data-dir",
+        &copy.to_string_lossy(),
+    );
+    // However often it is tried.
+    for _ in 0..3 {
+        assert_says(&refused(&arguments), &["old copy", "store 2"]);
+    }
 }

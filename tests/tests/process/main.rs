@@ -5,6 +5,7 @@
 //! data could not have shown. `polyraft_tests::process` has the harness, `polyraft_tests::workload`
 //! the clients.
 
+mod beginnings;
 mod command_line;
 mod crashes;
 mod groups;
