@@ -4,7 +4,7 @@
 //! what changes of membership make of it by the same pure functions as the core. Everything of one
 //! group goes through one applier in order, also snapshots and removal.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,6 +15,7 @@ use crate::effects::ApplyTask;
 use crate::env::{ApplyItem, Command, StateMachine, StateMachineError};
 use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId};
+use crate::group_map::GroupMap;
 use crate::input::{Applied, AppliedItem};
 use crate::replica::Pending;
 use crate::worker::{Counters, Shared};
@@ -23,9 +24,11 @@ use crate::worker::{Counters, Shared};
 pub struct Applier {
     state_machine: Arc<dyn StateMachine>,
     shared: Arc<Shared>,
-    states: HashMap<GroupId, AppliedState>,
+    states: GroupMap<AppliedState>,
     /// Of the write that is being gathered, or that found no room.
     turns: Vec<Turn>,
+    /// Where in `turns` each group is.
+    turn_of: GroupMap<usize>,
 }
 
 /// Results by worker, and groups that are damaged.
@@ -37,6 +40,9 @@ pub struct Outcome {
     /// Worker, group, reason.
     pub quarantined: Vec<(usize, GroupId, String)>,
 }
+
+/// Groups in one write of the state machine.
+const TURN_GROUPS_MAX: usize = 4096;
 
 /// One group's share of a turn.
 struct Turn {
@@ -64,8 +70,9 @@ impl Applier {
         Self {
             state_machine,
             shared,
-            states: HashMap::new(),
+            states: GroupMap::default(),
             turns: Vec::new(),
+            turn_of: GroupMap::default(),
         }
     }
 
@@ -95,9 +102,10 @@ impl Applier {
         outcome: &mut Outcome,
     ) -> Result<(), StateMachineError> {
         while let Some(task) = tasks.pop_front() {
-            let group = task.group();
+            // Whatever is not entries happens between turns; so does what follows a turn as full as one
+            // write of the state machine should be.
             let entries = matches!(task, ApplyTask::Entries { .. });
-            if (!entries || self.turns.iter().any(|turn| turn.item.group == group))
+            if (!entries || self.turns.len() >= TURN_GROUPS_MAX)
                 && let Err(error) = self.apply(outcome)
             {
                 tasks.push_front(task);
@@ -110,79 +118,105 @@ impl Applier {
                     replica,
                     entries,
                     pending,
-                } => match self.turn(worker, group, replica, &entries, pending) {
-                    Ok(turn) => self.turns.push(turn),
-                    Err(reason) => outcome.quarantined.push((worker, group, reason)),
-                },
+                } => {
+                    if let Err(reason) = self.gather(worker, group, replica, entries, pending) {
+                        outcome.quarantined.push((worker, group, reason));
+                    }
+                }
                 other => self.special(other, tasks, outcome)?,
             }
         }
         self.apply(outcome)
     }
 
-    fn turn(
-        &self,
+    /// Adds to the group's share of the turn.
+    ///
+    /// # Errors
+    /// Why the entries cannot be applied; nothing of them is gathered.
+    fn gather(
+        &mut self,
         worker: usize,
         group: GroupId,
         replica: ReplicaId,
-        entries: &[Entry],
+        entries: Vec<Entry>,
         pending: Vec<Pending>,
-    ) -> Result<Turn, String> {
-        let state = self
-            .states
-            .get(&group)
-            .ok_or("entries for a group without state")?;
-        let mut item = ApplyItem {
-            group,
-            commands: Vec::with_capacity(entries.len()),
-            state: state.clone(),
-            membership_changed: false,
-            replies: Vec::new(),
-        };
-        let (mut bytes, mut changes) = (0, Vec::new());
-        for entry in entries {
-            if entry.index != item.state.last.index.next() {
-                return Err(format!(
-                    "entry {} after {}",
-                    entry.index, item.state.last.index
-                ));
+    ) -> Result<(), String> {
+        let known = self.turn_of.get(&group).copied();
+        let last = match known {
+            Some(at) => self.turns[at].item.state.last.index,
+            None => {
+                let state = self.states.get(&group);
+                let state = state.ok_or("entries for a group without state")?;
+                state.last.index
             }
-            bytes += entry.size();
+        };
+        let expected = (1..).map(|after| last.plus(after));
+        if let Some((entry, _)) = entries.iter().zip(expected).find(|(e, at)| e.index != *at) {
+            return Err(format!("entry {} after {last}", entry.index));
+        }
+        let at = match known {
+            Some(at) => at,
+            None => self.begin(worker, group, replica)?,
+        };
+        let Turn { item, rest } = &mut self.turns[at];
+        rest.pending.extend(pending);
+        item.commands.reserve(entries.len());
+        for entry in entries {
+            rest.bytes += entry.size();
             item.state.last = entry.id();
             match entry.kind {
                 EntryKind::Normal if entry.data.is_empty() => {}
                 EntryKind::Normal => {
-                    item.commands.push(Command {
-                        id: entry.id(),
-                        data: entry.data.clone(),
-                    });
+                    let (id, data) = (entry.id(), entry.data);
+                    item.commands.push(Command { id, data });
                 }
                 EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
-                    if let Some((change, next)) = changed(&item.state, entry) {
+                    if let Some((change, next)) = changed(&item.state, &entry) {
                         item.state.conf_state = Arc::new(next.0);
                         item.state.descriptor = Arc::new(next.1);
                         item.membership_changed = true;
-                        changes.push((entry.index, change));
+                        rest.changes.push((entry.index, change));
                     }
                 }
             }
         }
-        Ok(Turn {
-            item,
-            rest: Rest {
-                worker,
-                replica,
-                pending,
-                bytes,
-                changes,
-            },
-        })
+        Ok(())
+    }
+
+    /// The group takes part in the turn.
+    fn begin(
+        &mut self,
+        worker: usize,
+        group: GroupId,
+        replica: ReplicaId,
+    ) -> Result<usize, String> {
+        let state = self.states.get(&group);
+        let state = state.ok_or("entries for a group without state")?.clone();
+        let item = ApplyItem {
+            group,
+            commands: Vec::new(),
+            state,
+            membership_changed: false,
+            replies: Vec::new(),
+        };
+        let rest = Rest {
+            worker,
+            replica,
+            pending: Vec::new(),
+            bytes: 0,
+            changes: Vec::new(),
+        };
+        let at = self.turns.len();
+        self.turns.push(Turn { item, rest });
+        self.turn_of.insert(group, at);
+        Ok(at)
     }
 
     /// Writes what is gathered. Without room it stays gathered.
     fn apply(&mut self, outcome: &mut Outcome) -> Result<(), StateMachineError> {
         let (mut items, mut rest): (Vec<ApplyItem>, Vec<Rest>) =
             self.turns.drain(..).map(Turn::split).unzip();
+        self.turn_of.clear();
         while !items.is_empty() {
             match self.state_machine.apply(&mut items) {
                 Ok(()) => break,
@@ -198,6 +232,8 @@ impl Applier {
                 Err(error) => {
                     let each = items.into_iter().zip(rest);
                     self.turns = each.map(|(item, rest)| Turn { item, rest }).collect();
+                    let groups = self.turns.iter().map(|turn| turn.item.group);
+                    self.turn_of = groups.zip(0..).collect();
                     return Err(error);
                 }
             }

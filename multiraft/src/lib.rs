@@ -39,6 +39,7 @@ mod effects;
 mod error;
 mod fetch;
 mod group;
+mod group_map;
 mod handle;
 mod host;
 mod input;

@@ -5,16 +5,17 @@
 
 use std::sync::Arc;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 
 use crate::group::{GroupDescriptor, GroupId};
+use crate::group_map::BuildGroupHasher;
 use crate::handle::ReplicaSummary;
 
 /// Group → worker, with the small summary that the worker publishes at the end of a pass.
 #[derive(Debug)]
 pub(crate) struct Router {
     workers: usize,
-    slots: DashMap<GroupId, Slot>,
+    slots: DashMap<GroupId, Slot, BuildGroupHasher>,
 }
 
 #[derive(Clone, Debug)]
@@ -28,13 +29,16 @@ impl Router {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             workers,
-            slots: DashMap::new(),
+            slots: DashMap::default(),
         }
     }
 
     /// The worker of a group; of one that is not here, the worker that would own it.
     #[must_use]
     pub(crate) fn worker_of(&self, group: GroupId) -> usize {
+        if self.workers == 1 {
+            return 0;
+        }
         let owner = self.slots.get(&group).map(|slot| slot.worker);
         owner.unwrap_or_else(|| self.home_of(group))
     }
@@ -49,16 +53,25 @@ impl Router {
         &self,
         worker: usize,
         summary: ReplicaSummary,
-        descriptor: Arc<GroupDescriptor>,
+        descriptor: &Arc<GroupDescriptor>,
     ) {
-        self.slots.insert(
-            summary.group,
-            Slot {
-                worker,
-                summary,
-                descriptor,
-            },
-        );
+        match self.slots.entry(summary.group) {
+            Entry::Occupied(mut slot) => {
+                let slot = slot.get_mut();
+                (slot.worker, slot.summary) = (worker, summary);
+                if !Arc::ptr_eq(&slot.descriptor, descriptor) {
+                    slot.descriptor = Arc::clone(descriptor);
+                }
+            }
+            Entry::Vacant(free) => {
+                let descriptor = Arc::clone(descriptor);
+                free.insert(Slot {
+                    worker,
+                    summary,
+                    descriptor,
+                });
+            }
+        }
     }
 
     pub(crate) fn remove(&self, group: GroupId) {

@@ -105,6 +105,13 @@ impl Replica {
         }
     }
 
+    /// Notes that there is something to collect.
+    pub(crate) fn touch(&mut self, touched: &mut Vec<GroupId>) {
+        if !std::mem::replace(&mut self.touched, true) {
+            touched.push(self.group);
+        }
+    }
+
     /// Knows its range and members; else it waits for a snapshot and must not campaign.
     pub(crate) fn is_initialised(&self) -> bool {
         !self.descriptor.members.is_empty()

@@ -12,59 +12,49 @@ use crate::config::HostConfig;
 use crate::effects::{ApplyTask, Effects, FetchTask, LaneKey, SnapshotTask, WriteItem};
 use crate::env::{Body, GroupMessage, LogSection};
 use crate::error::Reject;
-use crate::group::GroupId;
 use crate::handle::ReadPermit;
 use crate::replica::{Install, Pending, Replica};
 
 impl Worker {
     pub(super) fn collect(&mut self, effects: &mut Effects) {
+        let budget = self.config.entry_cache_bytes_max / self.config.workers as u64;
         while let Some(group) = self.touched.pop() {
             let Some(replica) = self.replicas.get_mut(&group) else {
                 continue;
             };
             replica.touched = false;
             let before = replica.node.storage().cache_bytes();
-            if replica.quarantined.is_none()
-                && let Err(reason) = drain(replica, self.index, &self.config, effects)
-            {
+            let drained = match replica.quarantined {
+                None => drain(replica, self.index, &self.config, effects),
+                Some(_) => Ok(()),
+            };
+            let after = settle_cache(replica, self.cache_bytes > budget);
+            self.cache_bytes = (self.cache_bytes + after).saturating_sub(before);
+            let summary = replica.summary();
+            if summary != replica.published {
+                replica.published = summary;
+                let router = &self.shared.router;
+                router.publish(self.index, summary, &replica.descriptor);
+            }
+            if let Err(reason) = drained {
                 self.quarantine(group, &reason);
             }
-            self.settle_cache(group, before);
-            self.publish(group);
         }
     }
+}
 
-    /// Keeps in memory what somebody is still to be sent, and more only within the budget.
-    fn settle_cache(&mut self, group: GroupId, before: u64) {
-        let Some(replica) = self.replicas.get_mut(&group) else {
-            return;
-        };
-        let applied = replica.node.applied();
-        let needed_from = match replica.node.matched_by_all() {
-            Some(matched) => matched.min(applied),
-            None => applied,
-        };
-        let log = replica.node.storage_mut();
-        log.evict(needed_from);
-        let budget = self.config.entry_cache_bytes_max / self.config.workers as u64;
-        if self.cache_bytes > budget {
-            // Somebody lags: it will be fed from the disk.
-            log.evict(applied);
-        }
-        self.cache_bytes = (self.cache_bytes + log.cache_bytes()).saturating_sub(before);
-    }
-
-    fn publish(&mut self, group: GroupId) {
-        let Some(replica) = self.replicas.get_mut(&group) else {
-            return;
-        };
-        let summary = replica.summary();
-        if summary != replica.published {
-            replica.published = summary;
-            let descriptor = Arc::clone(&replica.descriptor);
-            self.shared.router.publish(self.index, summary, descriptor);
-        }
-    }
+/// Keeps in memory what somebody is still to be sent, and more only within the budget. Returns what is
+/// kept.
+fn settle_cache(replica: &mut Replica, over_budget: bool) -> u64 {
+    let applied = replica.node.applied();
+    let needed_from = match replica.node.matched_by_all() {
+        // Over budget whoever lags is fed from the disk.
+        Some(matched) if !over_budget => matched.min(applied),
+        _ => applied,
+    };
+    let log = replica.node.storage_mut();
+    log.evict(needed_from);
+    log.cache_bytes()
 }
 
 /// Takes everything that one replica wants done.
@@ -83,18 +73,13 @@ fn drain(
     }
     discard_refused_snapshot(replica, effects);
     if !replica.leads() {
-        let reject = replica.not_leader();
-        replica.reads.reject_all(|| reject.clone());
         for transfer in replica.transfers.drain(..) {
             transfer.answer(Ok(()));
         }
     }
-    let applied = replica.node.applied();
-    let descriptor = &replica.descriptor;
-    replica.reads.release(applied, || ReadPermit {
-        applied,
-        descriptor: Arc::clone(descriptor),
-    });
+    if !replica.reads.is_empty() {
+        settle_reads(replica);
+    }
     Ok(())
 }
 
@@ -136,6 +121,21 @@ fn propose_queued(replica: &mut Replica, bytes_max: u64) {
             command.respond.answer(Err(refusal.clone()));
         }
     }
+}
+
+/// Reads whose index is applied begin; of one who leads no more none does.
+fn settle_reads(replica: &mut Replica) {
+    if !replica.leads() {
+        let reject = replica.not_leader();
+        replica.reads.reject_all(|| reject.clone());
+        return;
+    }
+    let applied = replica.node.applied();
+    let descriptor = &replica.descriptor;
+    replica.reads.release(applied, || ReadPermit {
+        applied,
+        descriptor: Arc::clone(descriptor),
+    });
 }
 
 /// Everything that was asked for in this pass shares one round of heartbeats.
@@ -184,9 +184,10 @@ fn perform(
 }
 
 fn apply(replica: &mut Replica, worker: usize, entries: Vec<Entry>, effects: &mut Effects) {
-    let reject = replica.not_leader();
+    let leader = replica.leader_member();
     let ids = entries.iter().map(Entry::id);
-    let pending = replica.proposals.committed(ids, || reject.clone());
+    let lost = || Reject::NotLeader { leader };
+    let pending = replica.proposals.committed(ids, lost);
     let (group, id) = (replica.group, replica.id);
     effects.applies.push(ApplyTask::Entries {
         worker,

@@ -66,11 +66,9 @@ impl Worker {
         let group = replica.group;
         drop(replica.node.take_events());
         replica.published = replica.summary();
-        let descriptor = Arc::clone(&replica.descriptor);
-        self.shared
-            .router
-            .publish(self.index, replica.published, descriptor);
-        self.replicas.insert(group, replica);
+        let router = &self.shared.router;
+        router.publish(self.index, replica.published, &replica.descriptor);
+        self.replicas.insert(group, Box::new(replica));
         self.wake(group);
     }
 

@@ -16,7 +16,6 @@ mod time;
 pub(crate) use collect::lane_of;
 pub use lifecycle::BOOTSTRAP;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -26,6 +25,7 @@ use crate::config::HostConfig;
 use crate::effects::Effects;
 use crate::error::Reject;
 use crate::group::GroupId;
+use crate::group_map::{GroupMap, GroupSet};
 use crate::input::{AppliedItem, Input, PersistedItem};
 use crate::ranges::RangeClaims;
 use crate::replica::Replica;
@@ -101,15 +101,15 @@ pub struct Worker {
     index: usize,
     config: Arc<HostConfig>,
     shared: Arc<Shared>,
-    replicas: BTreeMap<GroupId, Replica>,
+    replicas: GroupMap<Box<Replica>>,
     /// Those that are ticked.
-    awake: BTreeSet<GroupId>,
+    awake: GroupSet,
     /// The lowest replica id that may still be created, where it is known.
-    tombstones: BTreeMap<GroupId, ReplicaId>,
+    tombstones: GroupMap<ReplicaId>,
     /// Groups whose first state is being written.
-    creating: BTreeMap<GroupId, Option<Responder<Result<(), Reject>>>>,
+    creating: GroupMap<Option<Responder<Result<(), Reject>>>>,
     /// Groups whose data is being removed.
-    dying: BTreeSet<GroupId>,
+    dying: GroupSet,
     /// Those with input in this pass.
     touched: Vec<GroupId>,
     /// Bytes of entries cached by replicas of this worker.
@@ -122,11 +122,11 @@ impl Worker {
             index,
             config,
             shared,
-            replicas: BTreeMap::new(),
-            awake: BTreeSet::new(),
-            tombstones: BTreeMap::new(),
-            creating: BTreeMap::new(),
-            dying: BTreeSet::new(),
+            replicas: GroupMap::default(),
+            awake: GroupSet::default(),
+            tombstones: GroupMap::default(),
+            creating: GroupMap::default(),
+            dying: GroupSet::default(),
             touched: Vec::new(),
             cache_bytes: 0,
         }
@@ -234,7 +234,7 @@ impl Worker {
             return;
         }
         let result = run(replica);
-        self.touch(group);
+        replica.touch(&mut self.touched);
         if let Err(reason) = result {
             self.quarantine(group, &reason);
         }
@@ -242,12 +242,8 @@ impl Worker {
 
     /// Notes that a group has something to collect, and wakes it.
     fn touch(&mut self, group: GroupId) {
-        let Some(replica) = self.replicas.get_mut(&group) else {
-            return;
-        };
-        if !replica.touched {
-            replica.touched = true;
-            self.touched.push(group);
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.touch(&mut self.touched);
         }
     }
 
@@ -261,7 +257,7 @@ impl Worker {
             replica.asleep = false;
             self.awake.insert(group);
         }
-        self.touch(group);
+        replica.touch(&mut self.touched);
     }
 
     fn on_persisted(&mut self, item: PersistedItem) {

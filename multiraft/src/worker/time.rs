@@ -17,7 +17,8 @@ use crate::replica::Replica;
 
 impl Worker {
     pub(super) fn tick(&mut self, effects: &mut Effects) {
-        let groups: Vec<GroupId> = self.awake.iter().copied().collect();
+        let mut groups: Vec<GroupId> = self.awake.iter().copied().collect();
+        groups.sort_unstable();
         for group in groups {
             self.tick_group(group, effects);
         }
@@ -61,12 +62,13 @@ impl Worker {
             replica.leads() && replica.descriptor.replica_on(store).is_some()
                 || leader.is_none_or(|leader| leader.store == store)
         };
-        let groups: Vec<GroupId> = self
+        let mut groups: Vec<GroupId> = self
             .replicas
             .values()
             .filter(|r| concerns(r))
             .map(|r| r.group)
             .collect();
+        groups.sort_unstable();
         for group in groups {
             self.wake(group);
         }
