@@ -13,8 +13,8 @@ use polyraft_core::{
 use crate::budget::Budget;
 use crate::config::HostConfig;
 use crate::env::{
-    Body, GroupMessage, Inbound, SnapshotHeader, SnapshotReceiver, SnapshotRefusal, SnapshotSink,
-    StateMachine,
+    Body, GroupMessage, Inbound, Lost, SnapshotHeader, SnapshotReceiver, SnapshotRefusal,
+    SnapshotSink, StateMachine,
 };
 use crate::error::Reject;
 use crate::group::{GroupDescriptor, GroupId, StoreId};
@@ -374,6 +374,25 @@ impl Inbound for HostHandle {
     fn store_down(&self, store: StoreId) {
         for worker in 0..self.inner.completions.len() {
             self.complete(worker, Input::StoreDown(store));
+        }
+    }
+
+    fn lost(&self, to: StoreId, messages: Lost) {
+        let workers = self.inner.completions.len();
+        let Lost::Of(groups) = messages else {
+            for worker in 0..workers {
+                self.complete(worker, Input::Lost(to, Lost::Any));
+            }
+            return;
+        };
+        let mut lists: Vec<Vec<GroupId>> = vec![Vec::new(); workers];
+        for group in groups {
+            lists[self.inner.shared.router.worker_of(group)].push(group);
+        }
+        for (worker, groups) in lists.into_iter().enumerate() {
+            if !groups.is_empty() {
+                self.complete(worker, Input::Lost(to, Lost::Of(groups)));
+            }
         }
     }
 

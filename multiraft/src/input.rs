@@ -6,7 +6,7 @@ use polyraft_core::{
 };
 
 use crate::budget::Permit;
-use crate::env::{GroupMessage, SnapshotHeader, StagedSnapshot};
+use crate::env::{GroupMessage, Lost, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId, StoreId};
 use crate::handle::{GroupStatus, MemberChange, ReadPermit};
@@ -95,6 +95,9 @@ pub enum Input {
     StoreUp(StoreId),
     /// A store is not heard of.
     StoreDown(StoreId),
+    /// Messages to a store that is up were lost before they left this one; `Of` names groups of
+    /// this worker only.
+    Lost(StoreId, Lost),
 }
 
 /// What an operator or the embedder wishes for.

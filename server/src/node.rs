@@ -14,15 +14,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_multiraft::env::{
-    GroupMessage, Inbound, SnapshotHeader, SnapshotReceiver, SnapshotRefusal, StateMachine,
+    GroupMessage, Inbound, Lost, SnapshotHeader, SnapshotReceiver, SnapshotRefusal, StateMachine,
 };
 use polyraft_multiraft::{Host, HostConfig, HostEnv, HostHandle, StoreId};
 use polyraft_store::{Identity, Store, StoreOptions};
 use polyraft_transport::{GrpcTransport, TransportConfig};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::server::Router;
+use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
 use crate::admin::{
@@ -458,7 +457,8 @@ async fn serve(
         // Told to stop, or nobody is left who could: the same.
         let _ = stopped.await;
     };
-    let incoming = TcpListenerStream::new(listener);
+    // The builder's own option is for listeners that it makes itself.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     router
         .serve_with_incoming_shutdown(incoming, stopped)
         .await
@@ -555,6 +555,10 @@ impl Inbound for Watch {
         tracing::warn!(%store, "store cannot be heard");
         self.peers.set_connected(store.0, false);
         self.handle.store_down(store);
+    }
+
+    fn lost(&self, to: StoreId, messages: Lost) {
+        self.handle.lost(to, messages);
     }
 
     fn begin_snapshot(

@@ -20,5 +20,6 @@ pub use state_machine::{
     StateMachineError,
 };
 pub use transport::{
-    Body, GroupMessage, Inbound, Lane, SnapshotHeader, SnapshotReceiver, SnapshotRefusal, Transport,
+    Body, GroupMessage, Inbound, Lane, Lost, SnapshotHeader, SnapshotReceiver, SnapshotRefusal,
+    Transport,
 };

@@ -1,9 +1,16 @@
 //! Messages between stores.
 //!
 //! # Contract
-//! A transport may lose, duplicate and reorder messages, and never invents or alters one. Within one
-//! lane of one connection it keeps the order. [`Transport::send`] never blocks and never fails:
-//! what cannot be sent is dropped and counted, and Raft repairs it.
+//! * A transport may lose, duplicate and reorder messages, and never invents or alters one. A host is
+//!   correct under all of that; the order below only spares it repairs.
+//! * Within one lane of one connection: heartbeats ([`Body::Sleep`] among them), answers to heartbeats, and
+//!   everything else each keep their own order. A heartbeat may overtake the other two, an answer
+//!   everything else, and nothing is overtaken otherwise: what is sent after a heartbeat arrives after
+//!   it. Heartbeats may stand together at the front of what is delivered at once, because they
+//!   travel in columns.
+//! * Between lanes, and between a connection and the next, there is no order.
+//! * [`Transport::send`] never blocks and never fails: what cannot be sent is dropped and counted,
+//!   [`Inbound::lost`] says so where nothing else does, and Raft repairs it.
 
 use bytes::Bytes;
 use polyraft_core::{Message, ReplicaId, SnapshotOutcome};
@@ -73,9 +80,18 @@ pub enum SnapshotRefusal {
     StateMachine(#[from] StateMachineError),
 }
 
+/// Whose messages to a store were lost on the way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Messages of these groups, ascending, each once.
+    Of(Vec<GroupId>),
+    /// Whatever was under way when a lane broke: messages of any group.
+    Any,
+}
+
 /// The way out.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends messages to one store; never blocks.
+    /// Sends messages to one store; never blocks. May call [`Inbound::lost`] before it returns.
     fn send(&self, to: StoreId, lane: Lane, messages: Vec<GroupMessage>);
     /// Sends a snapshot on a stream of its own; `done` is answered exactly once.
     fn send_snapshot(
@@ -91,10 +107,14 @@ pub trait Transport: Send + Sync + 'static {
 pub trait Inbound: Send + Sync + 'static {
     /// Messages from one store. Never blocks; what does not fit is dropped and counted.
     fn deliver(&self, from: StoreId, messages: Vec<GroupMessage>);
-    /// Both directions to a store work; `incarnation` differs after each restart of it.
+    /// A store answers on the control lane to it; `incarnation` differs after each restart of it.
     fn store_up(&self, store: StoreId, incarnation: u64);
-    /// Nothing has been heard of a store for too long, or its connection broke.
+    /// Nothing has been heard of a store for too long, or its connection broke; what was under way
+    /// on the control lane is lost.
     fn store_down(&self, store: StoreId);
+    /// Messages to a store that is up were dropped because too many wait, or went down with a lane
+    /// other than the control lane. Never blocks and sends nothing before it returns.
+    fn lost(&self, to: StoreId, messages: Lost);
     /// A snapshot wants to come in. May write to disk, as may the receiver: call it where blocking
     /// is allowed.
     fn begin_snapshot(

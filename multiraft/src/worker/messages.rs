@@ -6,7 +6,7 @@ use polyraft_core::{EntryId, Message, Payload, ReplicaId, StepError};
 use super::{Counters, Worker};
 use crate::budget::Permit;
 use crate::effects::{Effects, LaneKey};
-use crate::env::{Body, GroupMessage, SnapshotHeader, StagedSnapshot};
+use crate::env::{Body, GroupMessage, Lost, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{GroupId, StoreId};
 use crate::handle::ReadPermit;
@@ -234,10 +234,20 @@ impl Worker {
         }
     }
 
-    pub(super) fn report_unreachable(&mut self, store: StoreId) {
-        for replica in self.replicas.values_mut().filter(|replica| replica.leads()) {
-            if let Some(id) = replica.descriptor.replica_on(store) {
+    /// Leaders stop to send ahead of what a store acknowledges, until it answers again.
+    pub(super) fn report_unreachable(&mut self, store: StoreId, lost: &Lost) {
+        let groups: Vec<GroupId> = match lost {
+            Lost::Of(groups) => groups.clone(),
+            Lost::Any => self.replicas.keys().copied().collect(),
+        };
+        for group in groups {
+            let Some(replica) = self.replicas.get_mut(&group) else {
+                continue;
+            };
+            let concerned = replica.leads() && replica.quarantined.is_none();
+            if let Some(id) = replica.descriptor.replica_on(store).filter(|_| concerned) {
                 replica.node.report_unreachable(id);
+                self.touch(group);
             }
         }
     }

@@ -23,6 +23,7 @@ use polyraft_core::ReplicaId;
 
 use crate::config::HostConfig;
 use crate::effects::Effects;
+use crate::env::Lost;
 use crate::error::Reject;
 use crate::group::GroupId;
 use crate::group_map::{GroupMap, GroupSet};
@@ -214,8 +215,9 @@ impl Worker {
             Input::StoreUp(store) => self.on_store_change(store),
             Input::StoreDown(store) => {
                 self.on_store_change(store);
-                self.report_unreachable(store);
+                self.report_unreachable(store, &Lost::Any);
             }
+            Input::Lost(store, lost) => self.report_unreachable(store, &lost),
         }
     }
 
