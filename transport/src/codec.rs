@@ -1,8 +1,9 @@
-//! Between what replicas say and what goes over the wire; the gate where what comes in is looked at.
+//! Between what replicas say and what goes over the wire; the gate where what comes in is looked
+//! at.
 //!
 //! Behind [`decode`] every message has a sender and a receiver, entries that are consecutive and of
-//! terms that do not fall, and numbers that cannot overflow. Small payloads are copied out of the frame, so
-//! that a cached entry of a few bytes does not keep a frame of a megabyte alive.
+//! terms that do not fall, and numbers that cannot overflow. Small payloads are copied out of the
+//! frame, so that a cached entry of a few bytes does not keep a frame of a megabyte alive.
 
 use bytes::Bytes;
 use polyraft_core::{
@@ -174,11 +175,15 @@ fn encode_meta(meta: SnapshotMeta) -> proto::SnapshotMeta {
     }
 }
 
-/// Everything in a frame.
+/// Everything in a frame: heartbeats first, then their answers, then the rest, each in the order
+/// in which they were sent.
 ///
 /// # Errors
 /// The frame is refused as a whole: whoever sends such a thing cannot be trusted with half of it.
 pub(crate) fn decode(frame: proto::Frame) -> Result<Vec<GroupMessage>, CodecError> {
+    if frame.hello.is_some() {
+        return Err(CodecError("a second hello"));
+    }
     let mut out = Vec::with_capacity(frame.messages.len());
     if let Some(beats) = frame.heartbeats {
         decode_beats(&beats, true, &mut out)?;
@@ -443,204 +448,12 @@ pub(crate) fn size(message: &GroupMessage) -> usize {
                     .map(|entry| entry.data.len() + 16)
                     .sum::<usize>()
         }
+        Payload::ReadIndex { context } | Payload::ReadIndexResponse { context, .. } => {
+            FIXED + context.len()
+        }
         _ => FIXED,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use prost::Message as _;
-
-    use super::*;
-
-    fn message(payload: Payload) -> GroupMessage {
-        let (from, to, term) = (ReplicaId(1), ReplicaId(2), Term(9));
-        let body = Body::Raft(Message {
-            from,
-            to,
-            term,
-            payload,
-        });
-        GroupMessage {
-            group: GroupId(7),
-            body,
-        }
-    }
-
-    fn append() -> GroupMessage {
-        let entry = |index, data: &'static [u8]| Entry {
-            term: Term(9),
-            index: Index(index),
-            kind: EntryKind::Normal,
-            data: Bytes::from_static(data),
-        };
-        let entries = vec![entry(6, b"a"), entry(7, &[1; 300])];
-        message(Payload::Append {
-            prev: EntryId::new(8, 5),
-            entries,
-            commit: Index(5),
-        })
-    }
-
-    fn all() -> Vec<GroupMessage> {
-        let context = Bytes::from_static(b"ctx");
-        let reject = Some(RejectHint {
-            index: Index(3),
-            term: Term(2),
-        });
-        let heartbeat = Payload::Heartbeat {
-            commit: Index(4),
-            read: 5,
-        };
-        let GroupMessage {
-            group,
-            body: Body::Raft(sleepy),
-        } = message(heartbeat.clone())
-        else {
-            unreachable!("made so above")
-        };
-        let tombstone = Body::Tombstone {
-            replica: ReplicaId(3),
-            next_replica: ReplicaId(4),
-        };
-        vec![
-            message(heartbeat),
-            GroupMessage {
-                group,
-                body: Body::Sleep(sleepy),
-            },
-            message(Payload::HeartbeatResponse { read: 5 }),
-            append(),
-            message(Payload::AppendResponse {
-                index: Index(7),
-                reject: None,
-            }),
-            message(Payload::AppendResponse {
-                index: Index(7),
-                reject,
-            }),
-            message(Payload::Vote {
-                pre: true,
-                last: EntryId::new(1, 2),
-                transfer: false,
-            }),
-            message(Payload::VoteResponse {
-                pre: false,
-                reject: true,
-            }),
-            message(Payload::TransferLeader),
-            message(Payload::TimeoutNow),
-            message(Payload::ReadIndex {
-                context: context.clone(),
-            }),
-            message(Payload::ReadIndexResponse {
-                index: Index(3),
-                context,
-            }),
-            GroupMessage {
-                group,
-                body: tombstone,
-            },
-        ]
-    }
-
-    #[test]
-    fn everything_comes_back_as_it_was() {
-        let mut frame = proto::Frame::default();
-        for message in all() {
-            encode(&mut frame, message);
-        }
-        let bytes = frame.encode_to_vec();
-        let frame = proto::Frame::decode(&bytes[..]).unwrap();
-        assert_eq!(decode(frame), Ok(all()));
-    }
-
-    #[test]
-    fn golden_bytes_of_a_heartbeat() {
-        let mut frame = proto::Frame::default();
-        encode(
-            &mut frame,
-            message(Payload::Heartbeat {
-                commit: Index(4),
-                read: 5,
-            }),
-        );
-        let golden: &[u8] = &[
-            0x1a, 0x15, 0x0a, 1, 7, 0x12, 1, 1, 0x1a, 1, 2, 0x22, 1, 9, 0x2a, 1, 4, 0x32, 1, 5,
-            0x3a, 1, 0,
-        ];
-        assert_eq!(frame.encode_to_vec(), golden);
-    }
-
-    #[test]
-    fn what_contradicts_itself_is_refused() {
-        let beats = proto::Beats {
-            group: vec![1, 2],
-            ..Default::default()
-        };
-        let frame = proto::Frame {
-            heartbeats: Some(beats),
-            ..Default::default()
-        };
-        assert_eq!(
-            decode(frame),
-            Err(CodecError("columns of different lengths"))
-        );
-
-        let mut frame = proto::Frame::default();
-        encode(&mut frame, append());
-        if let Some(Wire::Append(append)) = &mut frame.messages[0].payload {
-            append.entries[1].term = 1;
-        }
-        assert_eq!(decode(frame), Err(CodecError("terms of entries fall")));
-
-        let alone = proto::Envelope {
-            from: 1,
-            to: 2,
-            payload: Some(Wire::Snapshot(proto::SnapshotMeta::default())),
-            ..Default::default()
-        };
-        let frame = proto::Frame {
-            messages: vec![alone],
-            ..Default::default()
-        };
-        assert_eq!(
-            decode(frame),
-            Err(CodecError("a snapshot outside of its own stream"))
-        );
-
-        let nobody = proto::Envelope {
-            to: 1,
-            ..Default::default()
-        };
-        let frame = proto::Frame {
-            messages: vec![nobody],
-            ..Default::default()
-        };
-        assert_eq!(decode(frame), Err(CodecError("no payload")));
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(frame) = proto::Frame::decode(&bytes[..]) {
-                let _ = decode(frame);
-            }
-        }
-
-        #[test]
-        fn damaged_frames_never_panic(at in 0usize..400, with in any::<u8>()) {
-            let mut frame = proto::Frame::default();
-            for message in all() {
-                encode(&mut frame, message);
-            }
-            let mut bytes = frame.encode_to_vec();
-            let at = at % bytes.len();
-            bytes[at] = with;
-            if let Ok(frame) = proto::Frame::decode(&bytes[..]) {
-                let _ = decode(frame);
-            }
-        }
-    }
-}
+mod tests;

@@ -17,23 +17,26 @@ pub struct TransportConfig {
     pub address: String,
     /// Bytes in a frame, about; a single larger message still goes alone.
     pub frame_bytes_max: usize,
-    /// Bytes of messages that wait for one store on the append lane; beyond it the oldest are dropped.
+    /// Bytes of messages that wait for one store on the append lane; beyond it the oldest are
+    /// dropped.
     pub append_queue_bytes_max: usize,
     /// The same on the control lane.
     pub control_queue_bytes_max: usize,
     /// Time between pings on the control lane.
     pub ping_interval: Duration,
-    /// Time without an answer after which a store counts as down. Covers half-open connections.
+    /// Time without an answer after which a store counts as down, and after which one that connects
+    /// and says nothing is disconnected. Covers half-open connections.
     pub dead_after: Duration,
     /// The longest pause between attempts to connect.
     pub backoff_max: Duration,
     /// Bytes in a chunk of a snapshot, about.
     pub snapshot_chunk_bytes: usize,
-    /// Bytes of snapshots sent per second, each; 0: no limit.
+    /// Bytes per second of all snapshots that this store sends, together; 0: no limit.
     pub snapshot_bytes_per_second: u64,
     /// Snapshots taken in at once; more are refused and tried again later.
     pub snapshots_in_max: usize,
-    /// Time without progress after which a snapshot is given up.
+    /// Time without progress after which a snapshot is given up; also the time that the receiver
+    /// has for its answer after the last chunk.
     pub snapshot_timeout: Duration,
 }
 
@@ -66,3 +69,6 @@ pub const PROTOCOL_MIN: u32 = 1;
 pub const PROTOCOL_MAX: u32 = 1;
 /// Bytes in a gRPC message at most.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of one message at most, as [`size`](crate::codec::size) counts them: whatever its entries
+/// are like, a frame of this size stays below [`MESSAGE_BYTES_MAX`].
+pub(crate) const SINGLE_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;

@@ -1,20 +1,30 @@
-//! Messages of thousands of groups over few streams: one per other store and lane, and one per snapshot.
+//! Messages of thousands of groups over few streams: one per other store and lane, and one per
+//! snapshot.
 //!
 //! # Contract
-//! * May lose and reorder; never invents or alters. Within a lane of one connection frames keep their
-//!   order; inside a frame heartbeats come first, then their answers, then everything else in order.
-//! * [`Transport::send`](polyraft_multiraft::env::Transport::send) never blocks: what does not fit is
-//!   dropped, oldest first, and counted.
-//! * A frame carries everything that waits, up to a size: batches grow with the load and nothing waits for
-//!   company. Heartbeats of all groups to one store are columns of one frame.
-//! * A store that answers no ping for a while is reported down, also behind a half-open connection, and up
-//!   again when it is welcomed anew.
-//! * Stores of another cluster, with another id, or of no common protocol version are refused with the
-//!   reason, at the beginning. What is malformed is refused and counted, and never a panic.
+//! * May lose and reorder; never invents or alters. Within a lane of one connection frames keep
+//!   their order; inside a frame heartbeats come first, then their answers, then everything else,
+//!   each in order.
+//! * [`Transport::send`](polyraft_multiraft::env::Transport::send) never blocks: what does not fit
+//!   is dropped, oldest first, counted, and reported through
+//!   [`Inbound::lost`](polyraft_multiraft::env::Inbound::lost).
+//! * A frame carries everything that waits, up to a size: batches grow with the load and nothing
+//!   waits for company. Heartbeats of all groups to one store are columns of one frame.
+//! * A store that answers no ping for a while is reported down, also behind a half-open connection,
+//!   and up again when it is welcomed anew.
+//! * Stores of another cluster, with another id, or of no common protocol version are refused with
+//!   the reason, at the beginning; one that says nothing is disconnected. What is malformed is
+//!   refused and counted, and never a panic.
+//! * Snapshots take connections of their own and share one limit of bytes per second. A transfer
+//!   that makes no progress is given up, and one that breaks off anywhere leaves nothing behind.
+//! * Everything is counted as `polyraft_transport_*` through the `metrics` facade; a recorder must
+//!   be installed before the transport is made.
 
 mod codec;
 mod config;
+mod incoming;
 mod link;
+mod meters;
 pub mod proto;
 mod queue;
 mod service;
@@ -28,15 +38,15 @@ use std::sync::atomic::Ordering;
 use parking_lot::RwLock;
 use polyraft_core::SnapshotOutcome;
 use polyraft_multiraft::env::{
-    GroupMessage, Inbound, Lane, SnapshotHeader, SnapshotSource, Transport,
+    GroupMessage, Inbound, Lane, Lost, SnapshotHeader, SnapshotSource, Transport,
 };
 use polyraft_multiraft::{Responder, StoreId};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 pub use config::{PROTOCOL_MAX, PROTOCOL_MIN, TransportConfig};
+use incoming::Incoming;
 use link::{LaneKind, Peer};
 use proto::transport_server::TransportServer;
 use service::Hub;
@@ -85,10 +95,11 @@ pub struct TransportStats {
 }
 
 impl GrpcTransport {
-    /// A transport whose tasks run on `runtime`. Nothing is delivered before
+    /// A transport whose tasks run on `runtime`. Nothing is connected or delivered before
     /// [`start`](Self::start).
     #[must_use]
     pub fn new(config: TransportConfig, runtime: Handle) -> Arc<Self> {
+        meters::describe();
         let hub = Arc::new(Hub::new(config));
         Arc::new(Self {
             hub,
@@ -114,14 +125,17 @@ impl GrpcTransport {
     pub fn serve(&self, listener: TcpListener) -> std::io::Result<SocketAddr> {
         let address = listener.local_addr()?;
         let (service, hub) = (self.service(), Arc::clone(&self.hub));
+        let stopped = Arc::clone(&self.hub);
         self.runtime.spawn(async move {
-            let stop = async move { hub.stopping().await };
+            let stop = async move { stopped.stopping().await };
+            let patience = hub.config.dead_after;
             let served = Server::builder()
-                .tcp_nodelay(true)
+                .http2_keepalive_interval(Some(link::KEEP_ALIVE))
+                .http2_keepalive_timeout(Some(patience))
                 .initial_stream_window_size(8 << 20)
                 .initial_connection_window_size(16 << 20)
                 .add_service(service)
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+                .serve_with_incoming_shutdown(Incoming::new(listener, patience), stop)
                 .await;
             if let Err(error) = served {
                 tracing::error!(%error, "the transport's server ended");
@@ -130,7 +144,8 @@ impl GrpcTransport {
         Ok(address)
     }
 
-    /// From now on what comes in is delivered.
+    /// From now on stores are connected to and what comes in is delivered. Only the first call
+    /// counts.
     pub fn start(&self, inbound: Arc<dyn Inbound>) {
         self.hub.set_inbound(inbound);
     }
@@ -147,11 +162,11 @@ impl GrpcTransport {
         }
         let mut peers = self.peers.write();
         if let Some(peer) = peers.get(&store) {
-            let mut present = peer.address.lock();
-            if *present != address {
+            peer.address.send_if_modified(|present| {
+                let moved = *present != address;
                 *present = address;
-                peer.moved.notify_waiters();
-            }
+                moved
+            });
             return;
         }
         let peer = Arc::new(Peer::new(store, address, &self.hub.config));
@@ -168,7 +183,7 @@ impl GrpcTransport {
         self.peers
             .read()
             .get(&store)
-            .map(|peer| peer.address.lock().clone())
+            .map(|peer| peer.address.borrow().clone())
     }
 
     /// All other stores, ascending.
@@ -200,7 +215,7 @@ impl GrpcTransport {
             }),
             frames_in: self.hub.frames_in.load(load),
             messages_in: self.hub.messages_in.load(load),
-            dropped: sum(dropped),
+            dropped: sum(dropped) + self.hub.nowhere.load(load),
             refused: self.hub.refused.load(load),
         }
     }
@@ -224,7 +239,7 @@ fn dropped(peer: &Peer) -> u64 {
 fn status(peer: &Peer) -> PeerStatus {
     PeerStatus {
         store: peer.store,
-        address: peer.address.lock().clone(),
+        address: peer.address.borrow().clone(),
         connected: peer.connected.load(Ordering::SeqCst),
         queued_bytes: (peer.control.bytes() + peer.append.bytes()) as u64,
         dropped: dropped(peer),
@@ -235,10 +250,18 @@ fn status(peer: &Peer) -> PeerStatus {
 impl Transport for GrpcTransport {
     fn send(&self, to: StoreId, lane: Lane, messages: Vec<GroupMessage>) {
         let peers = self.peers.read();
-        let Some(peer) = peers.get(&to) else { return };
-        match lane {
+        let Some(peer) = peers.get(&to).map(Arc::clone) else {
+            let count = messages.len() as u64;
+            self.hub.nowhere.fetch_add(count, Ordering::Relaxed);
+            return;
+        };
+        drop(peers);
+        let dropped = match lane {
             Lane::Control => peer.control.push(messages),
             Lane::Append => peer.append.push(messages),
+        };
+        if !dropped.is_empty() {
+            self.hub.lost(to, Lost::Of(dropped));
         }
     }
 
@@ -249,7 +272,7 @@ impl Transport for GrpcTransport {
         source: Box<dyn SnapshotSource>,
         done: Responder<SnapshotOutcome>,
     ) {
-        match self.address(to) {
+        match self.address(to).filter(|_| !self.hub.is_stopping()) {
             Some(address) => {
                 let hub = Arc::clone(&self.hub);
                 self.runtime

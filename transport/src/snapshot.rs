@@ -1,16 +1,20 @@
 //! Snapshots: a stream and a connection of their own, so that bulk never stands before messages.
 //!
-//! Every chunk has a number and a checksum, the last one a checksum over all. Disk work is done where
-//! blocking is allowed.
+//! Every chunk has a number and a checksum, the last one a checksum over all. Disk work is done
+//! where blocking is allowed, the cleaning up after a snapshot that broke off too. Both ends give
+//! up when there is no progress and when the transport stops.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use polyraft_core::SnapshotOutcome;
+use metrics::Counter;
+use parking_lot::Mutex;
+use polyraft_core::{Payload, SnapshotOutcome};
 use polyraft_multiraft::env::{SnapshotHeader, SnapshotReceiver, SnapshotRefusal, SnapshotSource};
 use polyraft_multiraft::{AppliedState, Responder, StoreId};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,9 +23,10 @@ use tonic::{Status, Streaming};
 use crate::codec;
 use crate::config::MESSAGE_BYTES_MAX;
 use crate::link::{LaneKind, connect, hello};
+use crate::meters;
 use crate::proto::transport_client::TransportClient;
 use crate::proto::{SnapshotChunk, SnapshotHeader as WireHeader};
-use crate::service::Hub;
+use crate::service::{Hub, is_malformed};
 
 /// Sends one snapshot and says how it ended.
 pub(crate) async fn send(
@@ -33,7 +38,12 @@ pub(crate) async fn send(
     done: Responder<SnapshotOutcome>,
 ) {
     let group = header.group;
-    match try_send(&hub, to, &address, header, source).await {
+    let sent = tokio::select! {
+        sent = try_send(&hub, to, &address, header, source) => sent,
+        () = hub.stopping() => Err("shutting down".to_owned()),
+    };
+    meters::snapshot_sent(to, sent.is_ok());
+    match sent {
         Ok(()) => done.answer(SnapshotOutcome::Sent),
         Err(reason) => {
             tracing::warn!(%group, store = %to, reason, "snapshot not sent");
@@ -43,12 +53,15 @@ pub(crate) async fn send(
 }
 
 async fn try_send(
-    hub: &Arc<Hub>,
+    hub: &Hub,
     to: StoreId,
     address: &str,
     header: SnapshotHeader,
     source: Box<dyn SnapshotSource>,
 ) -> Result<(), String> {
+    if !matches!(header.message.payload, Payload::Snapshot(_)) {
+        return Err("its message is not about a snapshot".to_owned());
+    }
     let config = &hub.config;
     let channel = connect(address, config.dead_after).await?;
     let mut client = TransportClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -64,27 +77,42 @@ async fn try_send(
     if chunks.send(first).await.is_err() {
         return Err("the stream broke".to_owned());
     }
-    let feeding = tokio::spawn(feed(Arc::clone(hub), source, chunks));
-    let call = client.snapshot(ReceiverStream::new(outgoing)).await;
-    let fed = feeding.await.map_err(|error| error.to_string())?;
-    match call {
-        Ok(_) => fed,
-        Err(status) => Err(format!("{}: {}", status.code(), status.message())),
+    let call = client.snapshot(ReceiverStream::new(outgoing));
+    tokio::pin!(call);
+    let mut feeding = std::pin::pin!(feed(hub, to, source, chunks));
+    let (answer, fed) = tokio::select! {
+        // An answer before the end is a refusal, and nothing more needs to be read.
+        answer = &mut call => (answer, Fed::Partly),
+        fed = &mut feeding => {
+            let fed = fed?;
+            let answer = timeout(config.snapshot_timeout, call).await;
+            (answer.map_err(|_| "no answer after the last chunk".to_owned())?, fed)
+        }
+    };
+    match (answer, fed) {
+        (Ok(_), Fed::Whole) => Ok(()),
+        (Ok(_), Fed::Partly) => Err("it was accepted before its end".to_owned()),
+        (Err(status), _) => Err(format!("{}: {}", status.code(), status.message())),
     }
+}
+
+/// How much of a snapshot the stream has taken.
+enum Fed {
+    Whole,
+    /// The receiver gave up; its answer to the call says why.
+    Partly,
 }
 
 /// Reads chunks and sends them, no faster than allowed.
 async fn feed(
-    hub: Arc<Hub>,
+    hub: &Hub,
+    to: StoreId,
     mut source: Box<dyn SnapshotSource>,
     chunks: mpsc::Sender<SnapshotChunk>,
-) -> Result<(), String> {
+) -> Result<Fed, String> {
     let config = &hub.config;
-    let (mut all, mut sequence, mut pace) = (
-        crc32fast::Hasher::new(),
-        0,
-        Pace::new(config.snapshot_bytes_per_second),
-    );
+    let sent = meters::snapshot_bytes_sent(to);
+    let (mut all, mut sequence) = (crc32fast::Hasher::new(), 0);
     loop {
         let bytes = config.snapshot_chunk_bytes;
         let read = spawn_blocking(move || {
@@ -96,9 +124,13 @@ async fn feed(
         let chunk = chunk.map_err(|error| error.to_string())?;
         let last = chunk.is_none();
         let data = chunk.unwrap_or_default();
+        if data.is_empty() && !last {
+            continue;
+        }
         all.update(&data);
-        pace.wait(data.len() as u64).await;
+        hub.snapshot_pace.wait(data.len() as u64).await;
         sequence += 1;
+        sent.increment(data.len() as u64);
         let checksum = if last {
             all.clone().finalize()
         } else {
@@ -112,36 +144,43 @@ async fn feed(
             last,
         };
         match timeout(config.snapshot_timeout, chunks.send(chunk)).await {
-            Ok(Ok(())) if last => return Ok(()),
+            Ok(Ok(())) if last => return Ok(Fed::Whole),
             Ok(Ok(())) => {}
-            // The receiver gave up; its answer to the call says why.
-            Ok(Err(_)) => return Err("the receiver closed the stream".to_owned()),
+            Ok(Err(_)) => return Ok(Fed::Partly),
             Err(_) => return Err("no progress".to_owned()),
         }
     }
 }
 
-/// So many bytes per second.
-struct Pace {
+/// So many bytes per second over all snapshots of a store: each chunk books the time that it takes,
+/// one after the other.
+pub(crate) struct Pace {
     bytes_per_second: u64,
-    free_at: Instant,
+    free_at: Mutex<Option<Instant>>,
 }
 
 impl Pace {
-    fn new(bytes_per_second: u64) -> Self {
+    pub(crate) const fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second,
-            free_at: Instant::now(),
+            free_at: Mutex::new(None),
         }
     }
 
-    async fn wait(&mut self, bytes: u64) {
-        if self.bytes_per_second == 0 {
+    pub(crate) async fn wait(&self, bytes: u64) {
+        if self.bytes_per_second == 0 || bytes == 0 {
             return;
         }
-        sleep_until(self.free_at).await;
+        sleep_until(self.book(Instant::now(), bytes)).await;
+    }
+
+    /// When these bytes may go.
+    fn book(&self, now: Instant, bytes: u64) -> Instant {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-        self.free_at = self.free_at.max(Instant::now()) + takes;
+        let mut free_at = self.free_at.lock();
+        let begin = free_at.map_or(now, |free_at| free_at.max(now));
+        *free_at = Some(begin + takes);
+        begin
     }
 }
 
@@ -150,21 +189,46 @@ pub(crate) async fn receive(
     hub: &Arc<Hub>,
     mut chunks: Streaming<SnapshotChunk>,
 ) -> Result<(), Status> {
-    let patience = hub.config.snapshot_timeout;
-    let first = next(&mut chunks, patience).await?;
-    let header = first
-        .header
-        .ok_or_else(|| malformed("the first chunk has no header"))?;
-    let greeting = header.hello.ok_or_else(|| malformed("no hello"))?;
+    let patience = hub.config.dead_after;
+    let (from, staging) = tokio::select! {
+        begun = begin(hub, &mut chunks, patience) => begun?,
+        () = hub.stopping() => return Err(stopping()),
+    };
+    let taken = tokio::select! {
+        taken = take_in(hub, from, staging, &mut chunks) => taken,
+        () = hub.stopping() => Err(stopping()),
+    };
+    meters::snapshot_received(from, taken.is_ok());
+    taken
+}
+
+/// Looks at the header, and asks whether the snapshot is wanted.
+async fn begin(
+    hub: &Arc<Hub>,
+    chunks: &mut Streaming<SnapshotChunk>,
+    patience: Duration,
+) -> Result<(StoreId, Staging), Status> {
+    let first = next(hub, chunks, patience).await?;
+    let malformed = |why: String| malformed(hub, why);
+    let nothing_else = first.data.is_empty() && first.sequence == 0 && !first.last;
+    let header = first.header.filter(|_| nothing_else);
+    let header = header.ok_or_else(|| malformed("the first chunk must be a header".to_owned()))?;
+    let greeting = header
+        .hello
+        .ok_or_else(|| malformed("no hello".to_owned()))?;
     let from = hub.check(&greeting)?;
     let state =
         AppliedState::decode(&header.state).map_err(|error| malformed(error.to_string()))?;
-    let message = header.message.ok_or_else(|| malformed("no message"))?;
+    let message = header
+        .message
+        .ok_or_else(|| malformed("no message".to_owned()))?;
     let (group, message) =
         codec::decode_one(message).map_err(|error| malformed(error.to_string()))?;
-    let _slot = hub
-        .snapshots_in
-        .try_acquire()
+    if !matches!(message.payload, Payload::Snapshot(_)) {
+        return Err(malformed("its message is not about a snapshot".to_owned()));
+    }
+    let slot = Arc::clone(&hub.snapshots_in)
+        .try_acquire_owned()
         .map_err(|_| Status::resource_exhausted("too many snapshots are coming in; try later"))?;
     let inbound = hub.inbound()?;
     let header = SnapshotHeader {
@@ -172,42 +236,91 @@ pub(crate) async fn receive(
         message,
         state,
     };
-    let mut receiver = blocking(move || inbound.begin_snapshot(from, header)).await?;
+    let staging = blocking(move || {
+        let receiver = inbound.begin_snapshot(from, header)?;
+        Ok(Staging(Some((receiver, slot))))
+    });
+    Ok((from, staging.await?))
+}
+
+async fn take_in(
+    hub: &Hub,
+    from: StoreId,
+    mut staging: Staging,
+    chunks: &mut Streaming<SnapshotChunk>,
+) -> Result<(), Status> {
+    let received: Counter = meters::snapshot_bytes_received(from);
     let (mut all, mut sequence) = (crc32fast::Hasher::new(), 0);
+    let malformed = |why: &str| Err(malformed(hub, why.to_owned()));
     loop {
-        let chunk = next(&mut chunks, patience).await?;
+        let chunk = next(hub, chunks, hub.config.snapshot_timeout).await?;
         sequence += 1;
-        if chunk.sequence != sequence {
-            return Err(malformed("a chunk is missing"));
+        if chunk.sequence != sequence || chunk.header.is_some() {
+            return malformed("a chunk is missing");
         }
         if chunk.last {
-            if chunk.checksum != all.finalize() {
-                return Err(malformed("the checksum over all does not match"));
+            if chunk.checksum != all.finalize() || !chunk.data.is_empty() {
+                return malformed("the checksum over all does not match");
             }
-            return blocking(move || receiver.finish()).await;
+            return blocking(move || staging.finish()).await;
         }
         if chunk.checksum != crc32fast::hash(&chunk.data) {
-            return Err(malformed("the checksum of a chunk does not match"));
+            return malformed("the checksum of a chunk does not match");
         }
         all.update(&chunk.data);
-        receiver = write(receiver, chunk.data).await?;
+        received.increment(chunk.data.len() as u64);
+        staging = blocking(move || staging.write(chunk.data)).await?;
     }
 }
 
-async fn write(
-    mut receiver: Box<dyn SnapshotReceiver>,
-    data: Bytes,
-) -> Result<Box<dyn SnapshotReceiver>, Status> {
-    blocking(move || receiver.write(data).map(|()| receiver)).await
+/// A snapshot that is coming in and its place among them. Dropped anywhere, what was stored of it
+/// is removed where blocking is allowed.
+struct Staging(Option<(Box<dyn SnapshotReceiver>, OwnedSemaphorePermit)>);
+
+impl Staging {
+    fn write(mut self, data: Bytes) -> Result<Self, SnapshotRefusal> {
+        if let Some((receiver, _)) = &mut self.0 {
+            receiver.write(data)?;
+        }
+        Ok(self)
+    }
+
+    fn finish(mut self) -> Result<(), SnapshotRefusal> {
+        match self.0.take() {
+            Some((receiver, _slot)) => receiver.finish(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let Some(unfinished) = self.0.take() else {
+            return;
+        };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(unfinished))),
+            Err(_) => drop(unfinished),
+        }
+    }
 }
 
 async fn next(
+    hub: &Hub,
     chunks: &mut Streaming<SnapshotChunk>,
     patience: Duration,
 ) -> Result<SnapshotChunk, Status> {
     match timeout(patience, chunks.message()).await {
-        Ok(chunk) => chunk?.ok_or_else(|| malformed("it ended before its last chunk")),
-        Err(_) => Err(Status::deadline_exceeded("no progress")),
+        Ok(Ok(Some(chunk))) => Ok(chunk),
+        Ok(Ok(None)) => Err(malformed(hub, "it ended before its last chunk".to_owned())),
+        Ok(Err(status)) if is_malformed(&status) => {
+            Err(malformed(hub, status.message().to_owned()))
+        }
+        Ok(Err(status)) => Err(status),
+        Err(_) => {
+            hub.count_refusal("snapshot");
+            Err(Status::deadline_exceeded("no progress"))
+        }
     }
 }
 
@@ -224,6 +337,12 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn malformed(why: impl Into<String>) -> Status {
+fn malformed(hub: &Hub, why: String) -> Status {
+    hub.count_refusal("snapshot");
+    tracing::warn!(why, "snapshot refused");
     Status::invalid_argument(why)
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the store is shutting down")
 }

@@ -1,13 +1,13 @@
 //! Messages between stores.
 //!
 //! # Contract
-//! * A transport may lose, duplicate and reorder messages, and never invents or alters one. A host is
-//!   correct under all of that; the order below only spares it repairs.
-//! * Within one lane of one connection: heartbeats ([`Body::Sleep`] among them), answers to heartbeats, and
-//!   everything else each keep their own order. A heartbeat may overtake the other two, an answer
-//!   everything else, and nothing is overtaken otherwise: what is sent after a heartbeat arrives after
-//!   it. Heartbeats may stand together at the front of what is delivered at once, because they
-//!   travel in columns.
+//! * A transport may lose, duplicate and reorder messages, and never invents or alters one. A host
+//!   is correct under all of that; the order below only spares it repairs.
+//! * Within one lane of one connection: heartbeats ([`Body::Sleep`] among them), answers to
+//!   heartbeats, and everything else each keep their own order. A heartbeat may overtake the other
+//!   two, an answer everything else, and nothing is overtaken otherwise: what is sent after a
+//!   heartbeat arrives after it. Heartbeats may stand together at the front of what is delivered at
+//!   once, because they travel in columns.
 //! * Between lanes, and between a connection and the next, there is no order.
 //! * [`Transport::send`] never blocks and never fails: what cannot be sent is dropped and counted,
 //!   [`Inbound::lost`] says so where nothing else does, and Raft repairs it.

@@ -1,0 +1,7 @@
+//! Real transports on loopback, and clients and servers of the wrong kind.
+
+mod hostile;
+mod lanes;
+mod meters;
+mod snapshots;
+mod support;
