@@ -156,7 +156,7 @@ impl Unstable {
         };
         let end = self.offset.plus(self.entries.len() as u64);
         if from == end {
-            if self.entries.is_empty() {
+            if self.entries.is_empty() && self.entries.capacity() <= entries.capacity() {
                 self.entries = entries;
             } else {
                 self.entries.extend(entries);
