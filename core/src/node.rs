@@ -227,7 +227,7 @@ impl<S: Storage> RaftNode<S> {
         let before = core::mem::replace(&mut self.soft_state, raft.soft_state());
         Ok(Ready {
             soft_state: (before != self.soft_state).then_some(self.soft_state),
-            messages: core::mem::take(&mut raft.messages),
+            messages: raft.messages.take(),
             append,
             committed,
             reads: core::mem::take(&mut raft.reads),
@@ -241,7 +241,7 @@ impl<S: Storage> RaftNode<S> {
         let (before, now) = (self.hard_state, raft.hard_state());
         let entries = raft.log.unstable.next_entries().to_vec();
         let snapshot = raft.log.unstable.next_snapshot().cloned().map(Box::new);
-        let held = core::mem::take(&mut raft.held);
+        let held = raft.held.take();
         if entries.is_empty() && snapshot.is_none() && held.is_empty() && before == now {
             return None;
         }

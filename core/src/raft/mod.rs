@@ -9,6 +9,7 @@ mod election;
 mod follower;
 mod leader;
 mod membership;
+mod outbox;
 mod reads;
 mod replicate;
 mod restore;
@@ -17,6 +18,7 @@ mod transfer;
 use alloc::vec::Vec;
 
 pub(crate) use leader::Leader;
+use outbox::Outbox;
 
 use crate::config::{Config, ReadMode};
 use crate::entry::Entry;
@@ -60,9 +62,9 @@ pub(crate) struct Raft<S> {
     pub(crate) election_timeout: u32,
     rng: Rng,
     /// Messages that may leave now.
-    pub(crate) messages: Vec<Message>,
+    pub(crate) messages: Outbox,
     /// Messages, also to this replica itself, that may leave when what is accepted so far is durable.
-    pub(crate) held: Vec<Message>,
+    pub(crate) held: Outbox,
     pub(crate) reads: Vec<ReadState>,
     pub(crate) fetches: Vec<Fetch>,
     /// For whom a range is being fetched.
@@ -105,8 +107,8 @@ impl<S: Storage> Raft<S> {
             election_elapsed: 0,
             election_timeout: config.election_ticks,
             rng: Rng::new(config.seed),
-            messages: Vec::new(),
-            held: Vec::new(),
+            messages: Outbox::default(),
+            held: Outbox::default(),
             reads: Vec::new(),
             fetches: Vec::new(),
             fetching: Vec::new(),

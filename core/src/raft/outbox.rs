@@ -1,0 +1,36 @@
+//! Messages on their way out, until a Ready takes them.
+//!
+//! The list goes away with the Ready, so each one would grow from nothing; a list that a busy leader
+//! fills with hundreds of messages would be copied half a dozen times on the way.
+
+use alloc::vec::Vec;
+
+use crate::message::Message;
+
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    list: Vec<Message>,
+    /// How many the last Ready took: as many will do for the next.
+    usual: usize,
+}
+
+impl Outbox {
+    pub(crate) fn push(&mut self, message: Message) {
+        if self.list.capacity() == 0 {
+            self.list.reserve_exact(self.usual.max(2));
+        }
+        self.list.push(message);
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<Message> {
+        if self.list.is_empty() {
+            return Vec::new();
+        }
+        self.usual = self.list.len();
+        core::mem::take(&mut self.list)
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
