@@ -27,6 +27,24 @@ pub struct Message {
     pub payload: Payload,
 }
 
+impl Message {
+    /// Whether `earlier`, of the same sender to the same receiver, tells nothing that this one does
+    /// not: both accept appends, and this one further on.
+    pub(crate) fn supersedes(&self, earlier: &Self) -> bool {
+        let accepted = |message: &Self| match message.payload {
+            Payload::AppendResponse {
+                index,
+                reject: None,
+            } => Some(index),
+            _ => None,
+        };
+        let (Some(index), Some(before)) = (accepted(self), accepted(earlier)) else {
+            return false;
+        };
+        self.term == earlier.term && index >= before
+    }
+}
+
 /// Every RPC of Raft and its answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {

@@ -303,8 +303,12 @@ impl<S: Storage> RaftNode<S> {
     /// # Errors
     /// As [`tick`](Self::tick).
     pub fn on_persisted(&mut self, persisted: Persisted) -> Result<(), Error> {
-        for message in persisted.own {
-            self.step_own(message)?;
+        let mut own = persisted.own.into_iter().peekable();
+        while let Some(message) = own.next() {
+            // A leader answers itself once per proposal; the last answer says it all.
+            if !own.peek().is_some_and(|next| next.supersedes(&message)) {
+                self.step_own(message)?;
+            }
         }
         match persisted.receipt {
             Some(receipt) => self.guarded(|raft| raft.on_receipt(receipt)),

@@ -125,6 +125,30 @@ fn only_durable_entries_are_applied() {
     assert_eq!(node.ready().unwrap().committed.len(), 2);
 }
 
+/// Proposals that go into one write count once it is durable, all at once: the followers hear of one
+/// new commit index, not of one for each.
+#[test]
+fn proposals_of_one_write_commit_together() {
+    let mut peer = three(&[]);
+    peer.lead(&[2]);
+    peer.say(message(2, 1, 1, accepted(1)));
+    for data in [b"a", b"b", b"c"] {
+        peer.propose(data).unwrap();
+    }
+    let mut ready = peer.node.ready().unwrap();
+    let mut write = ready.append.take().expect("three entries");
+    peer.node.step(message(2, 1, 1, accepted(4))).unwrap();
+    assert_eq!(peer.committed(), 1, "no quorum without the own write");
+    let storage = peer.node.storage_mut();
+    storage.append(&write.take_entries()).unwrap();
+    let (sent, token) = write.persisted(&Durable::attest());
+    assert_eq!(sent, []);
+    peer.node.on_persisted(token).unwrap();
+    assert_eq!(peer.committed(), 4);
+    let after = peer.settle();
+    assert_eq!(kinds(&after, 2), [MessageKind::Append]);
+}
+
 /// The limit on committed entries that are out counts over hand-outs, until they are applied.
 #[test]
 fn committed_entries_wait_for_those_that_are_out() {
