@@ -7,6 +7,8 @@
 //! * [`Transport`]: messages and snapshots to other stores; [`Inbound`] is the way back.
 
 mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod log_engine;
 mod state_machine;
 mod transport;
