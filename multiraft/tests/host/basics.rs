@@ -1,0 +1,166 @@
+//! What a cluster does while nothing goes wrong, and after crashes.
+
+use polyraft_multiraft::{GroupId, Reject, StoreId};
+
+use crate::cluster::Cluster;
+use crate::history::Answer;
+
+#[test]
+fn fifty_groups_elect_and_commit() {
+    let mut cluster = Cluster::new(1, 3, |_| {});
+    for group in 1..=50 {
+        cluster.create(group, &[1, 2, 3]);
+    }
+    cluster.elect();
+    for _ in 0..4 {
+        for group in 1..=50 {
+            cluster.write(GroupId(group)).expect("it has a leader");
+        }
+        cluster.ticks(2);
+    }
+    cluster.settle_and_check();
+    let summary = cluster.history.summary();
+    assert_eq!((summary.written, summary.refused), (250, 0), "{summary:?}");
+}
+
+#[test]
+fn a_follower_names_the_leader() {
+    let mut cluster = Cluster::new(2, 3, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.elect();
+    cluster.written(GroupId(1));
+    let leader = cluster.leader(GroupId(1)).expect("it has a leader");
+    let other = StoreId(1 + leader.0 % 3);
+    let handle = cluster.handle(other.0);
+    let id = cluster.history.write(&handle, GroupId(1));
+    let history = cluster.history.clone();
+    cluster.until("an answer", 10, |_| history.answer(id).is_some());
+    match history.answer(id) {
+        Some(Answer::Rejected(Reject::NotLeader { leader: Some(hint) })) => {
+            assert_eq!(hint.store, leader);
+        }
+        other => panic!("{other:?}"),
+    }
+    cluster.settle_and_check();
+}
+
+#[test]
+fn a_leader_that_crashes_loses_nothing_acknowledged() {
+    for seed in 0..20 {
+        let mut cluster = Cluster::new(seed, 3, |_| {});
+        for group in 1..=4 {
+            cluster.create(group, &[1, 2, 3]);
+        }
+        cluster.elect();
+        for round in 0..6 {
+            for group in 1..=4 {
+                cluster.write(GroupId(group));
+                cluster.write(GroupId(group));
+            }
+            let steps = cluster.rng.below(8);
+            for _ in 0..steps {
+                cluster.step();
+            }
+            let leader = cluster.leader(GroupId(1)).expect("it has a leader");
+            cluster.crash(leader, round % 2 == 0);
+            cluster.elect();
+            cluster.start(leader);
+        }
+        cluster.settle_and_check();
+    }
+}
+
+#[test]
+fn a_leader_that_is_cut_off_serves_no_reads() {
+    let mut cluster = Cluster::new(3, 3, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.elect();
+    cluster.written(GroupId(1));
+    let old = cluster.leader(GroupId(1)).expect("it has a leader");
+    let history = cluster.history.clone();
+    let read = |cluster: &Cluster| {
+        let node = &cluster.nodes[&old];
+        let handle = node.handle().expect("it runs");
+        history.read(&handle, &node.data, GroupId(1))
+    };
+    let before = read(&cluster);
+    cluster.until("an answer", 50, |_| history.answer(before).is_some());
+    assert!(matches!(history.answer(before), Some(Answer::Read(_))));
+    let others: Vec<StoreId> = (1..=3).map(StoreId).filter(|other| *other != old).collect();
+    for other in &others {
+        cluster.set_cut(old, *other, true);
+    }
+    let during = read(&cluster);
+    cluster.until("the others have a leader", 100, |cluster| {
+        cluster.leader(GroupId(1)) != Some(old)
+    });
+    cluster.written(GroupId(1));
+    let after = read(&cluster);
+    cluster.ticks(50);
+    for id in [during, after] {
+        let answer = history.answer(id);
+        assert!(matches!(answer, Some(Answer::Rejected(_))), "{answer:?}");
+    }
+    for other in &others {
+        cluster.set_cut(old, *other, false);
+    }
+    cluster.settle_and_check();
+}
+
+#[test]
+fn idle_groups_sleep_and_wake() {
+    let mut cluster = Cluster::new(4, 3, |config| config.sleep_after_ticks = 10);
+    for group in 1..=20 {
+        cluster.create(group, &[1, 2, 3]);
+    }
+    cluster.settle_and_check();
+    let asleep = |cluster: &Cluster| {
+        let stats = (1..=3).map(|store| cluster.handle(store).stats().asleep);
+        stats.sum::<u64>()
+    };
+    cluster.until("all replicas sleep", 200, |cluster| asleep(cluster) == 60);
+    let said = cluster.network.messages();
+    cluster.ticks(500);
+    assert_eq!(cluster.network.messages(), said, "they say nothing");
+    assert_eq!(asleep(&cluster), 60);
+    cluster.written(GroupId(7));
+    assert!(asleep(&cluster) >= 57, "the others sleep on");
+    cluster.until("it sleeps again", 200, |cluster| asleep(cluster) == 60);
+    // News of a store wakes those that it leads, and they find a leader without anybody asking.
+    let gone = cluster.leader(GroupId(1)).expect("it has a leader");
+    cluster.crash(gone, false);
+    cluster.elect();
+    cluster.start(gone);
+    cluster.settle_and_check();
+    cluster.until("all replicas sleep", 300, |cluster| asleep(cluster) == 60);
+}
+
+#[test]
+fn groups_come_and_go_at_run_time() {
+    let mut cluster = Cluster::new(5, 3, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    cluster.create(2, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let (group, dead) = (GroupId(2), polyraft_core::ReplicaId(u64::MAX));
+    let handle = cluster.handle(1);
+    let done = cluster.answer(|respond| handle.destroy_replica(group, dead, respond));
+    assert_eq!(done, Ok(()));
+    cluster.groups.remove(&group);
+    assert_eq!(cluster.nodes[&StoreId(1)].data.data(group), None);
+    // The others are told when they speak to it: it is dead for ever.
+    cluster.until("the group is gone everywhere", 300, |cluster| {
+        (1..=3).all(|store| cluster.handle(store).summary(group).is_none())
+    });
+    for power in [false, true] {
+        let descriptor = Cluster::descriptor(group, &[1, 2, 3]);
+        for store in 1..=3 {
+            let handle = cluster.handle(store);
+            let again = cluster.answer(|respond| handle.create_group(descriptor.clone(), respond));
+            assert!(matches!(again, Err(Reject::Refused(_))), "{again:?}");
+            cluster.crash(StoreId(store), power);
+            cluster.start(StoreId(store));
+        }
+    }
+    cluster.settle_and_check();
+}

@@ -1,0 +1,346 @@
+//! A state machine in memory: keys and values per group, and what of it is flushed.
+//!
+//! A put replies the value before. What a group has applied, in order, is kept by the witness, which also sees
+//! that all stores apply the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft_core::{EntryId, Index};
+use polyraft_multiraft::env::conformance::{DataSubject, SeamFault};
+use polyraft_multiraft::env::{
+    ApplyItem, SnapshotSink, SnapshotSource, StagedSnapshot, StateMachine, StateMachineError,
+};
+use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
+
+type Keys = BTreeMap<Bytes, Bytes>;
+
+/// What survives restarts of the host. Clones share one disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DataDisk {
+    inner: Arc<Mutex<Inner>>,
+    /// What all stores have applied, by group and index: it must be the same everywhere. None: nobody
+    /// watches.
+    witness: Option<Witness>,
+}
+
+/// See [`DataDisk::witness`].
+pub(crate) type Witness = Arc<Mutex<BTreeMap<(GroupId, Index), (EntryId, Bytes)>>>;
+
+/// One group's data.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Data {
+    pub(crate) state: AppliedState,
+    pub(crate) keys: Keys,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    flushed: BTreeMap<GroupId, Data>,
+    now: BTreeMap<GroupId, Data>,
+    staged: BTreeMap<u64, Data>,
+    next_token: u64,
+    fault: Option<SeamFault>,
+    /// Groups whose data is damaged.
+    failing: BTreeSet<GroupId>,
+}
+
+impl DataDisk {
+    pub(crate) fn new(witness: Witness) -> Self {
+        Self {
+            witness: Some(witness),
+            ..Self::default()
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("nobody panics with it")
+    }
+
+    pub(crate) fn set_fault(&self, fault: Option<SeamFault>) {
+        self.lock().fault = fault;
+    }
+
+    /// From now on every turn of a group fails.
+    pub(crate) fn damage(&self, group: GroupId) {
+        self.lock().failing.insert(group);
+    }
+
+    /// What is not flushed is gone.
+    pub(crate) fn crash(&self) {
+        let mut inner = self.lock();
+        inner.now = inner.flushed.clone();
+        inner.staged.clear();
+        inner.fault = None;
+    }
+
+    fn watch(&self, item: &ApplyItem) {
+        let Some(witness) = &self.witness else { return };
+        let mut witness = witness.lock().expect("nobody panics with it");
+        for command in &item.commands {
+            let applied = (command.id, command.data.clone());
+            let known = witness
+                .entry((item.group, command.id.index))
+                .or_insert_with(|| applied.clone());
+            assert_eq!(*known, applied, "group {}: two histories", item.group);
+        }
+    }
+
+    /// A group's data as of now.
+    pub(crate) fn data(&self, group: GroupId) -> Option<Data> {
+        self.lock().now.get(&group).cloned()
+    }
+
+    /// The groups that have data.
+    pub(crate) fn groups(&self) -> Vec<GroupId> {
+        self.lock().now.keys().copied().collect()
+    }
+}
+
+/// The command that puts a value under a key.
+pub(crate) fn put(key: &[u8], value: &[u8]) -> Bytes {
+    let mut command = BytesMut::new();
+    put_pair(&mut command, key, value);
+    command.freeze()
+}
+
+fn put_pair(out: &mut BytesMut, key: &[u8], value: &[u8]) {
+    for part in [key, value] {
+        out.put_u32(u32::try_from(part.len()).expect("parts are small"));
+        out.put_slice(part);
+    }
+}
+
+/// None: cut short.
+fn take_pair(at: &mut Bytes) -> Option<(Bytes, Bytes)> {
+    let mut part = || {
+        let len = at.try_get_u32().ok()? as usize;
+        (len <= at.len()).then(|| at.split_to(len))
+    };
+    Some((part()?, part()?))
+}
+
+fn damaged(group: GroupId, reason: &str) -> StateMachineError {
+    let reason = reason.to_owned();
+    StateMachineError::Group { group, reason }
+}
+
+impl Inner {
+    fn check_room(&self) -> Result<(), StateMachineError> {
+        match self.fault {
+            Some(SeamFault::Full) => Err(StateMachineError::DiskFull),
+            _ => Ok(()),
+        }
+    }
+
+    /// A change that is durable at once; what is only applied of other groups stays as it is.
+    fn set(&mut self, group: GroupId, data: Option<Data>) {
+        for groups in [&mut self.now, &mut self.flushed] {
+            match &data {
+                Some(data) => groups.insert(group, data.clone()),
+                None => groups.remove(&group),
+            };
+        }
+    }
+
+    fn turn(&self, item: &ApplyItem) -> Result<(Data, Vec<Bytes>), StateMachineError> {
+        let group = item.group;
+        if self.failing.contains(&group) {
+            return Err(damaged(group, "damaged on purpose"));
+        }
+        let Some(mut data) = self.now.get(&group).cloned() else {
+            return Err(damaged(group, "no such group"));
+        };
+        let mut replies = Vec::new();
+        for command in &item.commands {
+            assert!(
+                command.id.index > data.state.last.index,
+                "group {group}: {:?} is applied already",
+                command.id
+            );
+            let pair = take_pair(&mut command.data.clone());
+            let (key, value) = pair.expect("a committed command is one that was proposed");
+            let before = data.keys.insert(key, value).unwrap_or_default();
+            replies.push(before);
+        }
+        data.state = item.state.clone();
+        Ok((data, replies))
+    }
+}
+
+impl StateMachine for DataDisk {
+    fn recover(&self) -> Result<Vec<AppliedState>, StateMachineError> {
+        let inner = self.lock();
+        Ok(inner.now.values().map(|data| data.state.clone()).collect())
+    }
+
+    fn create(&self, state: &AppliedState) -> Result<(), StateMachineError> {
+        let mut inner = self.lock();
+        inner.check_room()?;
+        let data = Data {
+            state: state.clone(),
+            ..Data::default()
+        };
+        inner.set(state.descriptor.group, Some(data));
+        Ok(())
+    }
+
+    fn apply(&self, items: &mut [ApplyItem]) -> Result<(), StateMachineError> {
+        let mut inner = self.lock();
+        inner.check_room()?;
+        let turns: Result<Vec<_>, _> = items.iter().map(|item| inner.turn(item)).collect();
+        for (item, (data, replies)) in items.iter_mut().zip(turns?) {
+            self.watch(item);
+            inner.now.insert(item.group, data);
+            item.replies = replies;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StateMachineError> {
+        let mut inner = self.lock();
+        inner.check_room()?;
+        inner.flushed = inner.now.clone();
+        Ok(())
+    }
+
+    fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotSource>, StateMachineError> {
+        let inner = self.lock();
+        let data = inner.now.get(&group).cloned();
+        let data = data.ok_or_else(|| damaged(group, "no such group"))?;
+        Ok(Box::new(Source {
+            rest: data.keys.clone(),
+            state: data.state,
+        }))
+    }
+
+    fn stage(&self, state: &AppliedState) -> Result<Box<dyn SnapshotSink>, StateMachineError> {
+        let mut inner = self.lock();
+        inner.check_room()?;
+        inner.next_token += 1;
+        Ok(Box::new(Sink {
+            disk: self.clone(),
+            token: inner.next_token,
+            bytes: 0,
+            data: Data {
+                state: state.clone(),
+                ..Data::default()
+            },
+        }))
+    }
+
+    fn restore(&self, staged: &StagedSnapshot) -> Result<(), StateMachineError> {
+        let mut inner = self.lock();
+        inner.check_room()?;
+        let Some(data) = inner.staged.remove(&staged.token) else {
+            return Err(StateMachineError::Fatal("nothing is staged".to_owned()));
+        };
+        inner.set(staged.state.descriptor.group, Some(data));
+        Ok(())
+    }
+
+    fn discard(&self, staged: &StagedSnapshot) {
+        self.lock().staged.remove(&staged.token);
+    }
+
+    fn destroy(&self, descriptor: &GroupDescriptor) -> Result<(), StateMachineError> {
+        let mut inner = self.lock();
+        inner.check_room()?;
+        inner.set(descriptor.group, None);
+        inner.failing.remove(&descriptor.group);
+        Ok(())
+    }
+}
+
+struct Source {
+    state: AppliedState,
+    rest: Keys,
+}
+
+impl SnapshotSource for Source {
+    fn state(&self) -> &AppliedState {
+        &self.state
+    }
+
+    fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Bytes>, StateMachineError> {
+        let (mut pairs, mut count) = (BytesMut::new(), 0);
+        while count == 0 || pairs.len() < max_bytes {
+            let Some((key, value)) = self.rest.pop_first() else {
+                break;
+            };
+            put_pair(&mut pairs, &key, &value);
+            count += 1;
+        }
+        let mut chunk = BytesMut::new();
+        chunk.put_u64(count);
+        chunk.put_slice(&pairs);
+        Ok((count > 0).then(|| chunk.freeze()))
+    }
+}
+
+struct Sink {
+    disk: DataDisk,
+    token: u64,
+    bytes: u64,
+    data: Data,
+}
+
+impl SnapshotSink for Sink {
+    fn write(&mut self, mut chunk: Bytes) -> Result<(), StateMachineError> {
+        self.disk.lock().check_room()?;
+        self.bytes += chunk.len() as u64;
+        let cut_short = || damaged(self.data.state.descriptor.group, "cut short");
+        for _ in 0..chunk.try_get_u64().map_err(|_| cut_short())? {
+            let (key, value) = take_pair(&mut chunk).ok_or_else(cut_short)?;
+            self.data.keys.insert(key, value);
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<StagedSnapshot, StateMachineError> {
+        let mut inner = self.disk.lock();
+        inner.check_room()?;
+        let (token, state, bytes) = (self.token, self.data.state.clone(), self.bytes);
+        inner.staged.insert(token, self.data.clone());
+        Ok(StagedSnapshot {
+            token,
+            state,
+            bytes,
+        })
+    }
+}
+
+impl DataSubject for DataDisk {
+    type Machine = Self;
+
+    fn open(&self) -> Self {
+        self.clone()
+    }
+
+    fn crash(&self) -> bool {
+        Self::crash(self);
+        true
+    }
+
+    fn set_fault(&self, fault: Option<SeamFault>) -> bool {
+        Self::set_fault(self, fault);
+        true
+    }
+
+    fn put(&self, key: &[u8], value: &[u8]) -> Bytes {
+        put(key, value)
+    }
+
+    fn contents(&self, machine: &Self, descriptor: &GroupDescriptor) -> Vec<(Bytes, Bytes)> {
+        let data = machine.data(descriptor.group).unwrap_or_default();
+        data.keys.into_iter().collect()
+    }
+}
+
+/// The key of a command made by [`put`].
+pub(crate) fn key_of(command: &Bytes) -> Bytes {
+    let pair = take_pair(&mut command.clone());
+    pair.expect("a committed command is one that was proposed")
+        .0
+}

@@ -1,0 +1,13 @@
+//! Whole hosts on one thread, driven through their parts, with everything around them in memory: each run is
+//! a function of its seed.
+#![allow(clippy::print_stdout, reason = "how a failure can be seen again")]
+
+mod basics;
+mod cluster;
+mod conformance;
+mod faults;
+mod history;
+mod log;
+mod machine;
+mod network;
+mod node;
