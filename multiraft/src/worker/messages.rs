@@ -187,7 +187,7 @@ impl Worker {
             Payload::Append { .. }
                 | Payload::Heartbeat { .. }
                 | Payload::Snapshot(_)
-                | Payload::Vote { pre: false, .. }
+                | Payload::Vote { .. }
         );
         creates && self.create_uninitialised(group, message.to, effects)
     }

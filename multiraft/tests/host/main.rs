@@ -9,5 +9,6 @@ mod faults;
 mod history;
 mod log;
 mod machine;
+mod membership;
 mod network;
 mod node;
