@@ -9,7 +9,7 @@
 //! 1. Call [`RaftNode::tick`] at a steady pace, [`RaftNode::step`] for each message that arrives, and
 //!    after any call take [`RaftNode::ready`] while [`RaftNode::has_ready`] says so.
 //! 2. Send [`Ready::messages`] at once, in any order; the network may lose, double and reorder them.
-//! 3. Write [`Ready::append`]: install its snapshot, or append its entries over whatever is stored from
+//! 3. Write [`Ready::append`]: install its snapshot, then append its entries over whatever is stored from
 //!    the first one's index on, and store its hard state. Sync if [`Append::must_sync`]. Writes of one
 //!    replica happen in the order of the Readys; several may be in flight.
 //! 4. Only when that is durable open it with [`Append::persisted`], send what comes out, and give the

@@ -114,7 +114,7 @@ impl Append {
         core::mem::take(&mut self.entries)
     }
 
-    /// A snapshot to install first; then there are no entries.
+    /// A snapshot to install first; entries, if any, go on behind it.
     #[must_use]
     pub fn snapshot(&self) -> Option<&Snapshot> {
         self.snapshot.as_deref()

@@ -370,14 +370,16 @@ impl Worker {
         else {
             return;
         };
-        let Install::Restoring(append) = std::mem::replace(&mut replica.install, Install::Writing)
+        let Install::Restoring(mut append) =
+            std::mem::replace(&mut replica.install, Install::Writing)
         else {
             return;
         };
-        replica
-            .node
-            .storage_mut()
-            .reset(state.last, Arc::clone(&state.conf_state));
+        // Those that came in the same pass as the snapshot, and go on behind it.
+        let entries = append.take_entries();
+        let log = replica.node.storage_mut();
+        log.reset(state.last, Arc::clone(&state.conf_state));
+        log.append(&entries);
         replica.set_descriptor(Arc::clone(&state.descriptor));
         replica.flushed = state.last.index;
         replica.proposals.skipped_to(state.last.index);
@@ -387,6 +389,7 @@ impl Worker {
             group,
             reset: Some(state.last),
             hard_state,
+            entries,
             ..LogSection::default()
         };
         let routes = Arc::clone(&replica.routes);

@@ -30,3 +30,38 @@ fn a_new_voter_that_was_never_spoken_to_can_vote() {
         Some(ReplicaId(2))
     );
 }
+
+/// Its log is empty, the leader's begins later, and writes go on all the time: entries come in right
+/// behind the snapshot and are acknowledged, so they must be kept.
+#[test]
+fn a_learner_far_behind_is_given_a_snapshot_while_writes_go_on() {
+    let mut snapshots = 0;
+    for seed in 0..20 {
+        let mut cluster = Cluster::new(seed, 3, |config| config.truncate_keep_entries = 0);
+        cluster.create(1, &[1, 2]);
+        cluster.elect();
+        for _ in 0..20 {
+            cluster.written(ONE);
+        }
+        for store in 1..=2 {
+            cluster.node(store).flush();
+        }
+        cluster.ticks(2);
+        cluster.pace = 30;
+        let added = cluster.change(ONE, &[(ConfChangeKind::AddLearner, 3)], Transition::Auto);
+        assert_eq!(added.expect("it is led").members.len(), 3);
+        for _ in 0..60 {
+            cluster.write(ONE);
+            cluster.step();
+        }
+        cluster.crash(StoreId(3), true);
+        cluster.start(StoreId(3));
+        cluster.settle_and_check();
+        snapshots += cluster.handle(3).stats().snapshots_installed;
+        snapshots += [1, 2]
+            .map(|store| cluster.handle(store).stats().snapshots_sent)
+            .iter()
+            .sum::<u64>();
+    }
+    assert!(snapshots >= 20, "{snapshots}");
+}
