@@ -249,13 +249,14 @@ impl Worker {
         }
     }
 
-    /// A group with work is ticked.
+    /// A group with work is ticked. So is a replica that waits for its first snapshot: only time tells it that
+    /// the leader that made it is gone, and until then it refuses its vote to everybody else.
     fn wake(&mut self, group: GroupId) {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return;
         };
         replica.idle_ticks = 0;
-        if replica.quarantined.is_none() && replica.is_initialised() {
+        if replica.quarantined.is_none() {
             replica.asleep = false;
             self.awake.insert(group);
         }

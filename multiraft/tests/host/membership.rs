@@ -65,3 +65,25 @@ fn a_learner_far_behind_is_given_a_snapshot_while_writes_go_on() {
     }
     assert!(snapshots >= 20, "{snapshots}");
 }
+
+/// It has heard of the leader that made it, but not got its snapshot, when that one goes down.
+#[test]
+fn a_new_voter_without_data_does_not_stand_by_a_leader_that_is_gone() {
+    let mut cluster = Cluster::new(1, 2, |_| {});
+    cluster.create(1, &[1]);
+    cluster.elect();
+    cluster.network.set_weather(Weather {
+        broken: 100,
+        ..Weather::default()
+    });
+    let added = cluster.change(ONE, &[(ConfChangeKind::AddVoter, 2)], Transition::Auto);
+    assert_eq!(added.expect("one voter decides alone").members.len(), 2);
+    cluster.until("the new replica knows the leader", 50, |cluster| {
+        let summary = cluster.handle(2).summary(ONE);
+        summary.is_some_and(|summary| !summary.basic.soft_state.leader.is_none())
+    });
+    cluster.crash(StoreId(1), false);
+    cluster.network.set_weather(Weather::default());
+    cluster.start(StoreId(1));
+    cluster.settle_and_check();
+}
