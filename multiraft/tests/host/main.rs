@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "how a failure can be seen again")]
 
 mod basics;
+mod chaos;
 mod cluster;
 mod conformance;
 mod faults;

@@ -87,3 +87,94 @@ fn a_new_voter_without_data_does_not_stand_by_a_leader_that_is_gone() {
     cluster.start(StoreId(1));
     cluster.settle_and_check();
 }
+
+#[test]
+fn a_member_comes_is_promoted_and_goes() {
+    let mut cluster = Cluster::new(2, 4, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let learner = cluster.change(ONE, &[(ConfChangeKind::AddLearner, 4)], Transition::Auto);
+    let learner = learner.expect("it is possible");
+    assert_eq!(learner.replica_on(StoreId(4)), Some(ReplicaId(4)));
+    cluster.settle_and_check();
+    let leader = cluster.leader(ONE).expect("it has a leader").0;
+    let leaving = 1 + leader % 3;
+    let swap = [
+        (ConfChangeKind::AddVoter, 4),
+        (ConfChangeKind::AddLearner, leaving),
+    ];
+    let swapped = cluster.change(ONE, &swap, Transition::JointImplicit);
+    assert_eq!(swapped.expect("it is possible").members.len(), 4);
+    let status = cluster.describe(leader, ONE).expect("it is there");
+    assert!(
+        !status.raft.conf_state.is_joint(),
+        "answered when it has been left"
+    );
+    assert_eq!(status.raft.conf_state.learners, [ReplicaId(leaving)]);
+    cluster.settle_and_check();
+    let removed = cluster.change(ONE, &[(ConfChangeKind::Remove, leaving)], Transition::Auto);
+    let removed = removed.expect("it is possible");
+    assert_eq!(removed.members.len(), 3);
+    cluster.until("it has collected itself", 100, |cluster| {
+        cluster.handle(leaving).summary(ONE).is_none()
+            && cluster.nodes[&StoreId(leaving)].data.data(ONE).is_none()
+    });
+    for power in [false, true] {
+        speak_to_the_dead(&mut cluster, leader, leaving);
+        cluster.crash(StoreId(leaving), power);
+        cluster.start(StoreId(leaving));
+    }
+    speak_to_the_dead(&mut cluster, leader, leaving);
+    let again = cluster.change(
+        ONE,
+        &[(ConfChangeKind::AddVoter, leaving)],
+        Transition::Auto,
+    );
+    let again = again.expect("it is possible");
+    let id = again.replica_on(StoreId(leaving));
+    assert_eq!(id, Some(ReplicaId(5)), "an id is never used again");
+    cluster.settle_and_check();
+}
+
+/// A heartbeat that was on its way for a long time must not bring a replica back.
+#[track_caller]
+fn speak_to_the_dead(cluster: &mut Cluster, leader: u64, leaving: u64) {
+    let status = cluster.describe(leader, ONE).expect("it is there");
+    let message = Message {
+        from: status.raft.basic.id,
+        to: ReplicaId(leaving),
+        term: status.raft.basic.hard_state.term,
+        payload: Payload::Heartbeat {
+            commit: Index(3),
+            read: 0,
+        },
+    };
+    let late = GroupMessage {
+        group: ONE,
+        body: Body::Raft(message),
+    };
+    cluster.handle(leaving).deliver(StoreId(leader), vec![late]);
+    cluster.ticks(5);
+    assert_eq!(cluster.handle(leaving).summary(ONE), None);
+}
+
+/// It was away when it was removed and hears of it from those that it bothers.
+#[test]
+fn a_member_that_was_removed_while_away_is_told() {
+    let mut cluster = Cluster::new(3, 4, |config| config.sleep_after_ticks = 5);
+    cluster.create(1, &[1, 2, 3, 4]);
+    cluster.settle_and_check();
+    let leader = cluster.leader(ONE).expect("it has a leader").0;
+    let away = 1 + leader % 4;
+    cluster.crash(StoreId(away), false);
+    for kind in [ConfChangeKind::AddLearner, ConfChangeKind::Remove] {
+        let changed = cluster.change(ONE, &[(kind, away)], Transition::Auto);
+        changed.expect("it is possible");
+    }
+    cluster.ticks(50);
+    cluster.start(StoreId(away));
+    cluster.until("it has collected itself", 300, |cluster| {
+        cluster.handle(away).summary(ONE).is_none()
+    });
+    cluster.settle_and_check();
+}

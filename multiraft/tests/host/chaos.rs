@@ -1,0 +1,357 @@
+//! Everything at once, by seed: crashes, power cuts, full disks, failed syncs, a bad network, changes of
+//! membership, groups that come and go. Then peace, and every promise is checked.
+//!
+//! `POLYRAFT_CHAOS_SEEDS=1000` runs so many seeds; `POLYRAFT_CHAOS_FIRST=17` begins with that one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use polyraft_core::{ConfChangeKind, ReplicaId, RoleName, Transition};
+use polyraft_multiraft::env::conformance::{Rng, SeamFault};
+use polyraft_multiraft::{GroupId, HostConfig, MemberChange, Reject, Responder, StoreId};
+
+use crate::cluster::Cluster;
+use crate::network::Weather;
+
+const STORES: u64 = 5;
+const GROUPS: u64 = 6;
+const ROUNDS: u64 = 160;
+
+fn number(variable: &str, default: u64) -> u64 {
+    let text = std::env::var(variable).ok();
+    text.map_or(default, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn chaos_keeps_every_promise() {
+    let first = number("POLYRAFT_CHAOS_FIRST", 0);
+    let mut total = [0; 4];
+    for seed in first..first + number("POLYRAFT_CHAOS_SEEDS", 50) {
+        let summary = Chaos::new(seed).run();
+        let counts = [
+            summary.written,
+            summary.read,
+            summary.ambiguous,
+            summary.refused,
+        ];
+        for (sum, count) in total.iter_mut().zip(counts) {
+            *sum += count;
+        }
+    }
+    let [written, read, ambiguous, refused] = total;
+    println!("{written} written, {read} read, {ambiguous} ambiguous, {refused} refused");
+    assert!(
+        total.iter().all(|count| *count > 0),
+        "everything has happened"
+    );
+}
+
+struct Chaos {
+    seed: u64,
+    rng: Rng,
+    cluster: Cluster,
+    down: BTreeSet<StoreId>,
+    /// Groups that come and go, with the stores on which they were created.
+    passing: BTreeMap<GroupId, Vec<u64>>,
+    gone: BTreeSet<GroupId>,
+    next_group: u64,
+}
+
+impl Drop for Chaos {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!(
+                "to see it again: POLYRAFT_CHAOS_FIRST={} POLYRAFT_CHAOS_SEEDS=1",
+                self.seed
+            );
+        }
+    }
+}
+
+fn adjust(config: &mut HostConfig, seed: u64) {
+    let mut rng = Rng::new(seed);
+    config.workers = 1 + (seed % 2) as usize;
+    config.appliers = 1 + (seed / 2 % 2) as usize;
+    config.sleep_after_ticks = *rng.pick(&[0, 5, 15]);
+    config.truncate_keep_entries = rng.below(10);
+    config.entry_cache_bytes_max = rng.below(2_000);
+    config.message_bytes_max = 100 + rng.below(500);
+    config.inflight_messages_max = 1 + rng.below(8) as usize;
+    config.write_groups_max = 1 + rng.below(10) as usize;
+}
+
+impl Chaos {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0xC4A0_5000);
+        let mut cluster = Cluster::new(seed, STORES, |config| adjust(config, seed));
+        for group in 1..=GROUPS {
+            let stores = some_stores(&mut rng, 3);
+            cluster.create(group, &stores);
+        }
+        cluster.pace = 40 + rng.below(61);
+        cluster.network.set_weather(Weather {
+            delay_max: rng.below(12),
+            lost: rng.below(10),
+            doubled: rng.below(10),
+            broken: rng.below(10),
+        });
+        Self {
+            seed,
+            rng,
+            cluster,
+            down: BTreeSet::new(),
+            passing: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            next_group: GROUPS + 1,
+        }
+    }
+
+    fn run(mut self) -> crate::history::Summary {
+        for _ in 0..ROUNDS {
+            self.round();
+            let steps = self.rng.below(30);
+            for _ in 0..steps {
+                self.cluster.step();
+            }
+        }
+        self.peace();
+        self.cluster.settle_and_check();
+        self.check_gone();
+        self.cluster.history.summary()
+    }
+
+    fn round(&mut self) {
+        for _ in 0..self.rng.below(6) {
+            self.operate();
+        }
+        let store = StoreId(1 + self.rng.below(STORES));
+        match self.rng.below(20) {
+            0 | 1 => self.stop(store),
+            2 => self.fault(store),
+            3 => self.mend(store),
+            4 | 5 => self.revive(),
+            6 => {
+                let other = StoreId(1 + self.rng.below(STORES));
+                if other != store {
+                    let cut = self.rng.percent(50);
+                    self.cluster.set_cut(store, other, cut);
+                }
+            }
+            7..10 => {
+                if let Some(node) = self.cluster.nodes.get_mut(&store) {
+                    node.flush();
+                }
+            }
+            10..13 => self.change_members(),
+            13 => self.move_leader(store),
+            14 => self.create(),
+            15 => self.destroy(),
+            _ => {}
+        }
+    }
+
+    /// A write or a read, mostly where the leader is believed to be.
+    fn operate(&mut self) {
+        let groups = if self.rng.percent(80) {
+            GROUPS
+        } else {
+            self.next_group
+        };
+        let group = GroupId(1 + self.rng.below(groups));
+        let any = StoreId(1 + self.rng.below(STORES));
+        let leader = self.cluster.leader(group).unwrap_or(any);
+        let store = if self.rng.percent(90) { leader } else { any };
+        let node = &self.cluster.nodes[&store];
+        if let Some(handle) = node.handle() {
+            let history = &self.cluster.history;
+            if self.rng.percent(70) {
+                history.write(&handle, group);
+            } else {
+                history.read(&handle, &node.data, group);
+            }
+        }
+    }
+
+    fn stop(&mut self, store: StoreId) {
+        if self.down.len() < 2 && self.down.insert(store) {
+            let power = self.rng.percent(60);
+            self.cluster.crash(store, power);
+        }
+    }
+
+    fn revive(&mut self) {
+        if let Some(store) = self.down.pop_first() {
+            // A host does not start on a full disk; nor need it.
+            self.mend(store);
+            self.cluster.start(store);
+        }
+        self.restart_failed();
+    }
+
+    fn restart_failed(&mut self) {
+        let failed: Vec<StoreId> = (1..=STORES)
+            .map(StoreId)
+            .filter(|store| self.cluster.nodes[store].fatal.is_some())
+            .collect();
+        for store in failed {
+            self.cluster.crash(store, true);
+            if !self.down.contains(&store) {
+                self.cluster.start(store);
+            }
+        }
+    }
+
+    fn fault(&mut self, store: StoreId) {
+        let node = &self.cluster.nodes[&store];
+        match self.rng.below(4) {
+            0 => node.log.set_fault(Some(SeamFault::SyncFails)),
+            1 => node.log.set_fault(Some(SeamFault::Full)),
+            2 => node.data.set_fault(Some(SeamFault::Full)),
+            _ => {
+                node.log.set_fault(Some(SeamFault::Full));
+                node.data.set_fault(Some(SeamFault::Full));
+            }
+        }
+    }
+
+    fn mend(&self, store: StoreId) {
+        let node = &self.cluster.nodes[&store];
+        node.log.set_fault(None);
+        node.data.set_fault(None);
+    }
+
+    fn change_members(&mut self) {
+        let group = GroupId(1 + self.rng.below(GROUPS));
+        let Some(leader) = self.cluster.leader(group) else {
+            return;
+        };
+        let Some(handle) = self.cluster.nodes[&leader].handle() else {
+            return;
+        };
+        let Some(descriptor) = handle.descriptor(group) else {
+            return;
+        };
+        let data = self.cluster.nodes[&leader].data.data(group);
+        let learners = data.map_or(vec![], |data| data.state.conf_state.learners.clone());
+        let count = 1 + self.rng.below(2);
+        let mut changes = Vec::new();
+        for store in some_stores(&mut self.rng, count) {
+            let present = descriptor.replica_on(StoreId(store));
+            let learner = present.is_some_and(|replica| learners.contains(&replica));
+            let kind = match self.rng.below(3) {
+                _ if learner && self.rng.percent(50) => ConfChangeKind::Remove,
+                0 => ConfChangeKind::AddVoter,
+                _ => ConfChangeKind::AddLearner,
+            };
+            changes.push(MemberChange {
+                kind,
+                store: StoreId(store),
+            });
+        }
+        let transition = *self
+            .rng
+            .pick(&[Transition::Auto, Transition::JointImplicit]);
+        handle.change_members(group, changes, transition, unheard());
+    }
+
+    fn move_leader(&mut self, store: StoreId) {
+        let group = GroupId(1 + self.rng.below(GROUPS));
+        if let Some(handle) = self.cluster.nodes[&store].handle() {
+            let leads = handle
+                .summary(group)
+                .is_some_and(|summary| summary.basic.soft_state.role == RoleName::Leader);
+            if leads {
+                let to = StoreId(1 + self.rng.below(STORES));
+                handle.transfer_leader(group, to, unheard());
+            } else {
+                handle.campaign(group, unheard());
+            }
+        }
+    }
+
+    fn create(&mut self) {
+        let (group, stores) = (self.next_group, some_stores(&mut self.rng, 3));
+        self.next_group += 1;
+        let descriptor = Cluster::descriptor(GroupId(group), &stores);
+        for store in &stores {
+            if let Some(handle) = self.cluster.nodes[&StoreId(*store)].handle() {
+                handle.create_group(descriptor.clone(), unheard());
+            }
+        }
+        self.passing.insert(GroupId(group), stores);
+    }
+
+    fn destroy(&mut self) {
+        if let Some((group, stores)) = self.passing.pop_first() {
+            for store in stores {
+                if let Some(handle) = self.cluster.nodes[&StoreId(store)].handle() {
+                    handle.destroy_replica(group, ReplicaId(u64::MAX), unheard());
+                }
+            }
+            self.gone.insert(group);
+        }
+    }
+
+    fn peace(&mut self) {
+        self.cluster.network.set_weather(Weather::default());
+        for store in (1..=STORES).map(StoreId) {
+            self.mend(store);
+        }
+        while !self.down.is_empty() {
+            self.revive();
+        }
+        self.restart_failed();
+        for one in 1..=STORES {
+            for two in one + 1..=STORES {
+                self.cluster.set_cut(StoreId(one), StoreId(two), false);
+            }
+        }
+        self.gone
+            .extend(std::mem::take(&mut self.passing).into_keys());
+        for group in self.gone.clone() {
+            for store in 1..=STORES {
+                let handle = self.cluster.handle(store);
+                loop {
+                    let result = self.cluster.answer(|respond| {
+                        handle.destroy_replica(group, ReplicaId(u64::MAX), respond);
+                    });
+                    match result {
+                        Ok(()) => break,
+                        Err(Reject::Busy(_)) => self.cluster.step(),
+                        Err(other) => panic!("group {group}, store {store}: {other}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// A group that was destroyed everywhere is nowhere, and cannot come back.
+    fn check_gone(&mut self) {
+        for group in self.gone.clone() {
+            for store in 1..=STORES {
+                let node = &self.cluster.nodes[&StoreId(store)];
+                assert_eq!(node.data.data(group), None, "store {store}, group {group}");
+                let handle = self.cluster.handle(store);
+                assert_eq!(handle.summary(group), None, "store {store}, group {group}");
+                let descriptor = Cluster::descriptor(group, &[store]);
+                let again = self
+                    .cluster
+                    .answer(|respond| handle.create_group(descriptor, respond));
+                assert!(matches!(again, Err(Reject::Refused(_))), "{again:?}");
+            }
+        }
+    }
+}
+
+fn some_stores(rng: &mut Rng, count: u64) -> Vec<u64> {
+    let mut stores: Vec<u64> = (1..=STORES).collect();
+    while stores.len() as u64 > count {
+        let at = rng.below(stores.len() as u64);
+        stores.remove(usize::try_from(at).expect("it is small"));
+    }
+    stores
+}
+
+/// Nobody cares what becomes of it, but it must be answered.
+fn unheard<T: Send + 'static>() -> Responder<Result<T, Reject>> {
+    Responder::new(|| Err(Reject::Ambiguous), drop)
+}
