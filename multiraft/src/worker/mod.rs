@@ -249,8 +249,8 @@ impl Worker {
         }
     }
 
-    /// A group with work is ticked. So is a replica that waits for its first snapshot: only time tells it that
-    /// the leader that made it is gone, and until then it refuses its vote to everybody else.
+    /// A group with work is ticked. So is a replica that waits for its first snapshot: only time tells
+    /// it that the leader that made it is gone, and until then it refuses its vote to everybody else.
     fn wake(&mut self, group: GroupId) {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return;

@@ -1,7 +1,7 @@
 //! A state machine in memory: keys and values per group, and what of it is flushed.
 //!
-//! A put replies the value before. What a group has applied, in order, is kept by the witness, which also sees
-//! that all stores apply the same.
+//! A put replies the value before. What a group has applied, in order, is kept by the witness, which
+//! also sees that all stores apply the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
