@@ -8,15 +8,15 @@ use std::hash::{BuildHasherDefault, Hasher};
 use crate::group::GroupId;
 
 /// A map by group.
-pub(crate) type GroupMap<V> = HashMap<GroupId, V, BuildGroupHasher>;
+pub type GroupMap<V> = HashMap<GroupId, V, BuildGroupHasher>;
 /// A set of groups.
-pub(crate) type GroupSet = HashSet<GroupId, BuildGroupHasher>;
+pub type GroupSet = HashSet<GroupId, BuildGroupHasher>;
 /// See the module.
-pub(crate) type BuildGroupHasher = BuildHasherDefault<GroupHasher>;
+pub type BuildGroupHasher = BuildHasherDefault<GroupHasher>;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct GroupHasher(u64);
+pub struct GroupHasher(u64);
 
 impl Hasher for GroupHasher {
     fn write(&mut self, bytes: &[u8]) {

@@ -56,6 +56,7 @@ pub use codec::CodecError;
 pub use config::HostConfig;
 pub use error::{HostError, Reject};
 pub use group::{AppliedState, Epoch, GroupDescriptor, GroupId, KeyRange, Member, StoreId};
+pub use group_map::{BuildGroupHasher, GroupHasher, GroupMap, GroupSet};
 pub use handle::{GroupStatus, HostHandle, HostStats, MemberChange, ReadPermit, ReplicaSummary};
 pub use host::{Host, HostEnv};
 pub use responder::Responder;

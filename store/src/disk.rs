@@ -73,6 +73,16 @@ pub enum Change {
     DeleteRange(Bytes, Bytes),
 }
 
+impl Change {
+    /// The one key that is changed; none: it is a range.
+    pub(crate) const fn key(&self) -> Option<&Bytes> {
+        match self {
+            Self::Put(key, _) | Self::Delete(key) => Some(key),
+            Self::DeleteRange(..) => None,
+        }
+    }
+}
+
 /// Changes that happen together, in order.
 pub type Batch = Vec<(Cf, Change)>;
 

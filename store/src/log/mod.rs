@@ -17,17 +17,18 @@ mod index;
 mod record;
 mod state;
 
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use polyraft_core::{Durable, Entry, EntryId, Index, Term};
-use polyraft_multiraft::GroupId;
+use polyraft_core::{Durable, Entry, EntryId, HardState, Index, ReplicaId, Term};
 use polyraft_multiraft::env::{
     Lifecycle, LogBatch, LogEngine, LogError, LogSection, LogStats, Recovered, RecoveredGroup,
 };
+use polyraft_multiraft::{GroupId, GroupMap};
 
-use self::index::{GroupIndex, LogIndex, Place, RecordInfo, Run};
+use self::index::{GroupIndex, LogIndex, Place, Run};
 use self::record::Section;
 use self::state::Settled;
 use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability};
@@ -56,6 +57,8 @@ impl Default for LogOptions {
 pub struct RaftLog<D> {
     disk: D,
     options: LogOptions,
+    /// Held while the index and the disk change together; taken before `inner`. Readers go on meanwhile.
+    writer: Mutex<()>,
     inner: Mutex<Inner>,
 }
 
@@ -77,6 +80,7 @@ impl<D: Disk> RaftLog<D> {
         Self {
             disk,
             options,
+            writer: Mutex::new(()),
             inner: Mutex::new(inner),
         }
     }
@@ -162,23 +166,24 @@ impl<D: Disk> RaftLog<D> {
     }
 
     /// Moves groups out of the oldest hot record, in one batch with what makes their hot sections void.
-    fn settle_oldest(&self, inner: &mut Inner) -> Result<bool, LogError> {
-        let Some((&oldest, info)) = inner.index.records.first_key_value() else {
-            return Ok(false);
-        };
-        let groups: Vec<GroupId> = info
-            .groups
-            .iter()
-            .copied()
-            .filter(|group| depends(&inner.index, *group, oldest))
-            .take(self.options.settle_groups_max)
-            .collect();
-        let as_of = inner.next - 1;
-        let (mut batch, mut settled) = (Batch::new(), Vec::new());
-        for group in groups {
-            let Some(index) = inner.index.groups.get(&group) else {
-                continue;
+    /// The caller holds `writer`.
+    fn settle_oldest(&self) -> Result<bool, LogError> {
+        let (groups, dead, as_of) = {
+            let inner = self.inner.lock();
+            let Some((&oldest, info)) = inner.index.records.live.first_key_value() else {
+                return Ok(false);
             };
+            let depending = info
+                .groups
+                .iter()
+                .filter(|group| depends(&inner.index, **group, oldest))
+                .filter_map(|group| Some((*group, inner.index.groups.get(group)?.clone())));
+            let groups: Vec<(GroupId, GroupIndex)> =
+                depending.take(self.options.settle_groups_max).collect();
+            (groups, inner.index.records.dead.clone(), inner.next - 1)
+        };
+        let (mut batch, mut settled) = (Batch::new(), Vec::new());
+        for (group, index) in groups {
             let mut runs: Vec<Run> = Vec::new();
             batch.push((Cf::Settled, keys::all_entries(group)));
             for run in &index.runs {
@@ -202,18 +207,19 @@ impl<D: Disk> RaftLog<D> {
                     }),
                 }
             }
-            let state = settled_state(index, &runs, as_of);
+            let state = settled_state(Brief::from(&index), &runs, as_of);
             batch.push((Cf::State, Change::Put(keys::group(group), state.encode())));
             settled.push((group, runs));
         }
-        for sequence in &inner.index.dead {
-            batch.push((Cf::Log, Change::Delete(keys::record(*sequence))));
-        }
+        let deleted = dead.iter().map(|dead| Change::Delete(keys::record(*dead)));
+        batch.extend(deleted.map(|change| (Cf::Log, change)));
         // Synced: the next write may delete the records that this one empties.
-        if let Err(error) = self.disk.write(batch, Durability::Synced) {
+        let written = self.disk.write(batch, Durability::Synced);
+        let mut inner = self.inner.lock();
+        if let Err(error) = written {
             return Err(inner.poison(error));
         }
-        inner.index.dead.clear();
+        inner.index.records.dead.clear();
         for (group, runs) in settled {
             inner.index.settle(group, runs);
         }
@@ -232,7 +238,7 @@ fn depends(index: &LogIndex, group: GroupId, sequence: u64) -> bool {
     })
 }
 
-fn settled_state(index: &GroupIndex, runs: &[Run], as_of: u64) -> Settled {
+fn settled_state(index: Brief, runs: &[Run], as_of: u64) -> Settled {
     Settled::Replica {
         as_of,
         replica: index.replica,
@@ -280,21 +286,41 @@ fn translate(error: DiskError) -> LogError {
 
 /// A batch in the form in which it is written.
 #[derive(Default)]
-struct Plan {
-    sections: Vec<Section>,
+struct Plan<'a> {
+    sections: Vec<Section<'a>>,
     /// States written beside the record, by group; they void what hot records say of the group.
     states: BTreeMap<GroupId, Settled>,
     /// Replicas as they are after the batch.
-    after: BTreeMap<GroupId, GroupIndex>,
+    after: GroupMap<Brief>,
     /// Groups whose hot sections up to this record are void.
-    detached: HashSet<GroupId>,
+    detached: BTreeSet<GroupId>,
 }
 
-impl Plan {
+/// As much of a replica's log as decides about the next section.
+#[derive(Clone, Copy, Default)]
+struct Brief {
+    replica: ReplicaId,
+    hard_state: HardState,
+    truncated: EntryId,
+    last: EntryId,
+}
+
+impl From<&GroupIndex> for Brief {
+    fn from(index: &GroupIndex) -> Self {
+        Self {
+            replica: index.replica,
+            hard_state: index.hard_state,
+            truncated: index.truncated,
+            last: index.last(),
+        }
+    }
+}
+
+impl<'a> Plan<'a> {
     fn add(
         &mut self,
         index: &LogIndex,
-        section: &LogSection,
+        section: &'a LogSection,
         sequence: u64,
     ) -> Result<(), LogError> {
         let group = section.group;
@@ -306,14 +332,11 @@ impl Plan {
         };
         match section.lifecycle {
             Some(Lifecycle::Create { replica }) => {
-                self.begin(
-                    group,
-                    GroupIndex {
-                        replica,
-                        ..GroupIndex::default()
-                    },
-                    sequence,
-                );
+                let brief = Brief {
+                    replica,
+                    ..Brief::default()
+                };
+                self.begin(group, brief, sequence);
             }
             Some(Lifecycle::Destroy { next_replica }) => {
                 self.void(group);
@@ -330,45 +353,30 @@ impl Plan {
             None => {}
         }
         let known = match self.after.get(&group) {
-            Some(known) => Some(known.clone()),
+            Some(known) => Some(*known),
             None if self.states.contains_key(&group) => None,
-            None => index.groups.get(&group).map(|known| GroupIndex {
-                replica: known.replica,
-                hard_state: known.hard_state,
-                truncated: known.truncated,
-                // Only the end matters here.
-                runs: known.runs.last().copied().into_iter().collect(),
-                newest: None,
-            }),
+            None => index.groups.get(&group).map(Brief::from),
         };
         let Some(mut next) = known else {
             return refuse("no such replica");
         };
         if let Some(reset) = section.reset {
-            next.truncated = reset;
-            next.runs.clear();
-            self.begin(group, next.clone(), sequence);
+            (next.truncated, next.last) = (reset, reset);
+            self.begin(group, next, sequence);
         }
         if let Some(hard_state) = section.hard_state {
             next.hard_state = hard_state;
         }
         if let (Some(first), Some(last)) = (section.entries.first(), section.entries.last()) {
-            if first.index <= next.truncated.index || first.index > next.last().index.next() {
+            if first.index <= next.truncated.index || first.index > next.last.index.next() {
                 return refuse("entries do not connect");
             }
-            let (first, term) = (first.index, last.term);
-            let place = Place::Settled;
-            next.runs = vec![Run {
-                first,
-                last: last.index,
-                term,
-                place,
-            }];
+            next.last = last.id();
         }
         if let Some(truncate) = section.truncate
             && truncate.index > next.truncated.index
         {
-            if truncate.index > next.last().index {
+            if truncate.index > next.last.index {
                 return refuse("truncation beyond the last entry");
             }
             next.truncated = truncate;
@@ -377,8 +385,8 @@ impl Plan {
             group,
             hard_state: next.hard_state,
             truncated: next.truncated,
-            last: next.last(),
-            entries: section.entries.clone(),
+            last: next.last,
+            entries: Cow::Borrowed(&section.entries),
             offset: 0,
         });
         self.after.insert(group, next);
@@ -386,11 +394,11 @@ impl Plan {
     }
 
     /// A replica begins anew: its state is written at once, and what came before is void.
-    fn begin(&mut self, group: GroupId, index: GroupIndex, sequence: u64) {
+    fn begin(&mut self, group: GroupId, brief: Brief, sequence: u64) {
         self.void(group);
-        self.states
-            .insert(group, settled_state(&index, &[], sequence - 1));
-        self.after.insert(group, index);
+        let state = settled_state(brief, &[], sequence - 1);
+        self.states.insert(group, state);
+        self.after.insert(group, brief);
     }
 
     fn void(&mut self, group: GroupId) {
@@ -463,15 +471,19 @@ impl<D: Disk> LogEngine for RaftLog<D> {
     }
 
     fn write(&self, batch: &LogBatch) -> Result<Durable, LogError> {
-        let mut inner = self.inner.lock();
-        if let Some(why) = &inner.failed {
-            return Err(LogError::Fatal(why.clone()));
-        }
-        let sequence = inner.next;
+        let _turn = self.writer.lock();
         let mut plan = Plan::default();
-        for section in &batch.sections {
-            plan.add(&inner.index, section, sequence)?;
-        }
+        let (sequence, dead) = {
+            let inner = self.inner.lock();
+            if let Some(why) = &inner.failed {
+                return Err(LogError::Fatal(why.clone()));
+            }
+            let sequence = inner.next;
+            for section in &batch.sections {
+                plan.add(&inner.index, section, sequence)?;
+            }
+            (sequence, inner.index.records.dead.clone())
+        };
         let mut changes = Batch::new();
         let record = record::encode(&mut plan.sections);
         let hot = !plan.sections.is_empty();
@@ -482,19 +494,21 @@ impl<D: Disk> LogEngine for RaftLog<D> {
             changes.push((Cf::State, Change::Put(keys::group(*group), state.encode())));
             changes.push((Cf::Settled, keys::all_entries(*group)));
         }
-        for dead in &inner.index.dead {
-            changes.push((Cf::Log, Change::Delete(keys::record(*dead))));
-        }
+        let deleted = dead.iter().map(|dead| Change::Delete(keys::record(*dead)));
+        changes.extend(deleted.map(|change| (Cf::Log, change)));
         let durability = if batch.sync {
             Durability::Synced
         } else {
             Durability::Buffered
         };
-        if let Err(error) = self.disk.write(changes, durability) {
+        // Nobody else changes the index meanwhile, and what is read of it stays true.
+        let written = self.disk.write(changes, durability);
+        let mut inner = self.inner.lock();
+        if let Err(error) = written {
             return Err(inner.poison(error));
         }
         inner.next += 1;
-        inner.index.dead.clear();
+        inner.index.records.dead.clear();
         inner.take(plan, sequence, record.len() as u64, hot)?;
         inner.stats.syncs += u64::from(batch.sync);
         inner.stats.bytes += record.len() as u64;
@@ -534,21 +548,24 @@ impl<D: Disk> LogEngine for RaftLog<D> {
     }
 
     fn maintain(&self) -> Result<bool, LogError> {
-        let mut inner = self.inner.lock();
-        if let Some(why) = &inner.failed {
-            return Err(LogError::Fatal(why.clone()));
+        let _turn = self.writer.lock();
+        {
+            let inner = self.inner.lock();
+            if let Some(why) = &inner.failed {
+                return Err(LogError::Fatal(why.clone()));
+            }
+            if inner.index.records.bytes <= self.options.hot_bytes_max {
+                return Ok(false);
+            }
         }
-        if inner.index.hot_bytes <= self.options.hot_bytes_max {
-            return Ok(false);
-        }
-        self.settle_oldest(&mut inner)
+        self.settle_oldest()
     }
 
     fn stats(&self) -> LogStats {
         let inner = self.inner.lock();
         LogStats {
-            hot_bytes: inner.index.hot_bytes,
-            hot_records: inner.index.records.len() as u64,
+            hot_bytes: inner.index.records.bytes,
+            hot_records: inner.index.records.live.len() as u64,
             index_bytes: inner.index.bytes(),
             ..inner.stats
         }
@@ -631,7 +648,13 @@ impl Inner {
     }
 
     /// What was written becomes the index's state; by the same function as recovery.
-    fn take(&mut self, plan: Plan, sequence: u64, bytes: u64, hot: bool) -> Result<(), LogError> {
+    fn take(
+        &mut self,
+        plan: Plan<'_>,
+        sequence: u64,
+        bytes: u64,
+        hot: bool,
+    ) -> Result<(), LogError> {
         let broken = |why: &str| LogError::Fatal(format!("log index: {why}"));
         for group in plan.detached {
             self.index.detach(group);
@@ -645,19 +668,11 @@ impl Inner {
         }
         // Held while its sections are taken, so that it cannot die in between.
         let groups = plan.sections.iter().map(|section| section.group).collect();
-        self.index.records.insert(
-            sequence,
-            RecordInfo {
-                bytes,
-                holds: 1,
-                groups,
-            },
-        );
-        self.index.hot_bytes += bytes;
+        self.index.records.begin(sequence, bytes, groups);
         for section in &plan.sections {
             self.index.apply(sequence, section).map_err(broken)?;
         }
-        self.index.release(sequence);
+        self.index.records.release(sequence);
         Ok(())
     }
 }
@@ -709,7 +724,7 @@ fn decode_live(
     sequence: u64,
     value: &Bytes,
     as_of: &BTreeMap<GroupId, u64>,
-) -> Result<Vec<Section>, LogError> {
+) -> Result<Vec<Section<'static>>, LogError> {
     let mut sections = record::decode(value).map_err(|why| cannot_trust(sequence, why))?;
     sections.retain(|section| {
         as_of
@@ -728,21 +743,13 @@ fn replay(
     let live = decode_live(sequence, value, as_of)?;
     let groups = live.iter().map(|section| section.group).collect();
     let bytes = value.len() as u64;
-    index.records.insert(
-        sequence,
-        RecordInfo {
-            bytes,
-            holds: 1,
-            groups,
-        },
-    );
-    index.hot_bytes += bytes;
+    index.records.begin(sequence, bytes, groups);
     for section in &live {
         index
             .apply(sequence, section)
             .map_err(|why| cannot_trust(sequence, why))?;
     }
-    index.release(sequence);
+    index.records.release(sequence);
     Ok(())
 }
 

@@ -9,6 +9,8 @@
 //! Integers are big-endian. A section always carries the whole small state of its group, so that the
 //! newest section of a group is all that is needed of its state, and older records only hold entries.
 
+use std::borrow::Cow;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_core::{Entry, EntryId, EntryKind, HardState, Index, ReplicaId, Term};
 use polyraft_multiraft::GroupId;
@@ -21,22 +23,22 @@ pub(crate) const ENTRY_HEADER: usize = 8 + 1 + 4;
 
 /// What a record says of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Section {
+pub(crate) struct Section<'a> {
     pub(crate) group: GroupId,
     pub(crate) hard_state: HardState,
     pub(crate) truncated: EntryId,
     /// The last entry of the log after this section.
     pub(crate) last: EntryId,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Cow<'a, [Entry]>,
     /// Where the entries begin in the record; filled when encoded or decoded.
     pub(crate) offset: usize,
 }
 
 /// Writes sections into one record.
-pub(crate) fn encode(sections: &mut [Section]) -> Bytes {
+pub(crate) fn encode(sections: &mut [Section<'_>]) -> Bytes {
     let payload: usize = sections
         .iter()
-        .flat_map(|section| &section.entries)
+        .flat_map(|section| &*section.entries)
         .map(|entry| ENTRY_HEADER + entry.data.len())
         .sum();
     let mut out = BytesMut::with_capacity(9 + payload + sections.len() * SECTION_HEADER);
@@ -54,7 +56,7 @@ pub(crate) fn encode(sections: &mut [Section]) -> Bytes {
         out.put_u64(section.entries.first().map_or(0, |entry| entry.index.0));
         out.put_u32(u32::try_from(section.entries.len()).expect("a batch is bounded"));
         section.offset = out.len();
-        for entry in &section.entries {
+        for entry in &*section.entries {
             put_entry(&mut out, entry);
         }
     }
@@ -90,7 +92,7 @@ pub(crate) fn verify(record: &Bytes) -> Result<Bytes, &'static str> {
 }
 
 /// All sections of a record.
-pub(crate) fn decode(record: &Bytes) -> Result<Vec<Section>, &'static str> {
+pub(crate) fn decode(record: &Bytes) -> Result<Vec<Section<'static>>, &'static str> {
     let body = verify(record)?;
     let mut at = body.slice(1..);
     let count = at.get_u32();
@@ -119,7 +121,7 @@ pub(crate) fn decode(record: &Bytes) -> Result<Vec<Section>, &'static str> {
             hard_state,
             truncated,
             last,
-            entries,
+            entries: Cow::Owned(entries),
             offset,
         });
     }
@@ -157,7 +159,7 @@ pub(crate) fn take_entry(at: &mut Bytes, index: Index) -> Result<Entry, &'static
 mod tests {
     use super::*;
 
-    fn section() -> Section {
+    fn section() -> Section<'static> {
         let data = Bytes::from_static(b"hi");
         let entry = Entry {
             term: Term(2),
@@ -174,7 +176,7 @@ mod tests {
             },
             truncated: EntryId::new(1, 5),
             last: EntryId::new(2, 7),
-            entries: vec![entry],
+            entries: Cow::Owned(vec![entry]),
             offset: 81,
         }
     }
