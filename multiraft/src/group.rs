@@ -115,6 +115,12 @@ impl GroupDescriptor {
             .map(|member| member.replica)
     }
 
+    /// The lowest id that a replica on `store` may still have: what is below it there is gone.
+    #[must_use]
+    pub(crate) fn lowest_on(&self, store: StoreId) -> ReplicaId {
+        self.replica_on(store).unwrap_or(self.next_replica)
+    }
+
     /// The descriptor after a change of membership: `new` says where replicas live that were not
     /// known before, `conf_state` who is a member now. Deterministic: every replica computes it.
     pub(crate) fn after_change(&self, conf_state: &ConfState, new: &[Member]) -> Self {

@@ -345,7 +345,12 @@ impl Worker {
                 });
                 self.finish_changes(group, id, &changes);
                 if gone {
-                    let next = self.replicas.get(&group).map(|r| r.descriptor.next_replica);
+                    // If it was added again meanwhile, its successor may come.
+                    let store = self.config.store;
+                    let next = self
+                        .replicas
+                        .get(&group)
+                        .map(|r| r.descriptor.lowest_on(store));
                     self.destroy(group, next.unwrap_or_default(), None, effects);
                 } else if !changes.is_empty() {
                     self.wake(group);

@@ -162,7 +162,7 @@ impl Worker {
                 && known.store_of(message.from).is_none();
             if removed {
                 // It was a member once and does not know that it is none any more.
-                let next_replica = known.next_replica;
+                let next_replica = known.lowest_on(from);
                 tell_gone(group, from, message.from, next_replica, effects);
                 return false;
             }

@@ -212,6 +212,9 @@ impl Cluster {
     /// How every replica sees itself, for a test that has failed.
     fn explain(&mut self) {
         let groups: BTreeSet<GroupId> = self.nodes.values().flat_map(|n| n.data.groups()).collect();
+        for group in &groups {
+            println!("group {group} lacks {:?}", self.lags(*group));
+        }
         for (store, node) in &self.nodes {
             println!(
                 "store {store}: failure {:?}, idle {}",
@@ -380,21 +383,32 @@ impl Cluster {
 
     /// Every member of every group is there and has applied what its leader has.
     fn is_converged(&self) -> bool {
-        self.groups.iter().all(|group| {
-            let Some(leader) = self.leader(*group) else {
-                return false;
-            };
-            let Some(lead) = self.nodes[&leader].data.data(*group) else {
-                return false;
-            };
-            let members = &lead.state.descriptor.members;
-            members.iter().all(|member| {
-                let node = &self.nodes[&member.store];
-                let same = node.data.data(*group).is_some_and(|data| data == lead);
-                let summary = node.handle().and_then(|handle| handle.summary(*group));
-                same && summary.is_some_and(|summary| summary.replica == member.replica)
-            })
-        })
+        self.groups.iter().all(|group| self.lags(*group).is_empty())
+    }
+
+    /// What members of a group lack, in words.
+    fn lags(&self, group: GroupId) -> Vec<String> {
+        let lead = self
+            .leader(group)
+            .and_then(|leader| self.nodes[&leader].data.data(group));
+        let Some(lead) = lead else {
+            return vec!["a leader".to_owned()];
+        };
+        let mut lags = Vec::new();
+        for member in &lead.state.descriptor.members {
+            let node = &self.nodes[&member.store];
+            let data = node.data.data(group);
+            if data.as_ref() != Some(&lead) {
+                let applied = data.map(|data| data.state.last);
+                lags.push(format!("{member:?}: {applied:?} of {:?}", lead.state.last));
+            }
+            let summary = node.handle().and_then(|handle| handle.summary(group));
+            let replica = summary.map(|summary| summary.replica);
+            if replica != Some(member.replica) {
+                lags.push(format!("{member:?}: {replica:?} is there"));
+            }
+        }
+        lags
     }
 
     /// What a store holds of a group is exactly the common history up to its applied index.

@@ -178,3 +178,36 @@ fn a_member_that_was_removed_while_away_is_told() {
     });
     cluster.settle_and_check();
 }
+
+/// Whoever tells it that it is gone knows its successor on the same store, which must not go with it.
+#[test]
+fn a_store_that_is_added_again_while_away_gets_its_new_replica() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::new(seed, 4, |config| config.sleep_after_ticks = 5);
+        cluster.create(1, &[1, 2, 3, 4]);
+        cluster.settle_and_check();
+        let leader = cluster.leader(ONE).expect("it has a leader").0;
+        let away = 1 + leader % 4;
+        for other in (1..=4).filter(|other| *other != away) {
+            cluster.set_cut(StoreId(away), StoreId(other), true);
+        }
+        for kind in [
+            ConfChangeKind::AddLearner,
+            ConfChangeKind::Remove,
+            ConfChangeKind::AddVoter,
+        ] {
+            let changed = cluster.change(ONE, &[(kind, away)], Transition::Auto);
+            changed.expect("it is possible");
+        }
+        cluster.ticks(40);
+        // First those that have nothing to tell its successor.
+        for other in (1..=4).filter(|other| *other != away && *other != leader) {
+            cluster.set_cut(StoreId(away), StoreId(other), false);
+        }
+        cluster.ticks(40);
+        cluster.set_cut(StoreId(away), StoreId(leader), false);
+        cluster.settle_and_check();
+        let summary = cluster.handle(away).summary(ONE);
+        assert_eq!(summary.map(|summary| summary.replica), Some(ReplicaId(5)));
+    }
+}
