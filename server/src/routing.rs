@@ -191,6 +191,10 @@ impl Server {
         if hint.is_some() {
             return hint;
         }
+        // The usual case costs one look-up.
+        if failed.is_empty() && self.leads(group) {
+            return Some(self.me);
+        }
         let mut candidates = Vec::new();
         if let Some(summary) = self.handle.summary(GroupId(group)) {
             if summary.basic.soft_state.role == RoleName::Leader {
@@ -212,6 +216,11 @@ impl Server {
         candidates
             .into_iter()
             .find(|store| *store != 0 && !failed.contains(store))
+    }
+
+    fn leads(&self, group: u64) -> bool {
+        let summary = self.handle.summary(GroupId(group));
+        summary.is_some_and(|summary| summary.basic.soft_state.role == RoleName::Leader)
     }
 
     /// Where `group` is, as far as known: this store's own replica knows best.

@@ -7,7 +7,6 @@ use polyraft_multiraft::{GroupId, KeyRange};
 use tonic::{Request, Response, Status};
 
 use super::command::{Command, Reply};
-use crate::directory::Route;
 use crate::failure::{Failure, Reason};
 use crate::proto::kv::kv_client::KvClient;
 use crate::proto::kv::kv_server::Kv;
@@ -86,21 +85,20 @@ impl Kv for KvService {
 impl Server {
     async fn get(&self, request: GetRequest, call: Call) -> Result<GetResponse, Failure> {
         check_key(&request.key)?;
-        let route = self
+        let group = self
             .find(request.group, std::iter::once(&request.key), call)
             .await?;
-        let (group, key) = (route.group, &request.key);
+        let key = &request.key;
         if request.consistency() == Consistency::Stale {
             return self.get_stale(group, key);
         }
         let local = || self.get_here(group, key, call);
         // The group goes along: the leader need not look the key up again, and refuses what is not its own.
-        let forwarded = GetRequest {
-            group,
-            ..request.clone()
-        };
         let remote = |channel| {
-            let request = call.forward(forwarded.clone());
+            let request = call.forward(GetRequest {
+                group,
+                ..request.clone()
+            });
             async move { Ok(KvClient::new(channel).get(request).await?.into_inner()) }
         };
         self.at_leader(group, call, local, remote).await
@@ -115,13 +113,9 @@ impl Server {
         check_range(permit.descriptor.range.as_ref(), key)?;
         let value = tokio::task::block_in_place(|| self.data.get(&permit.descriptor, key));
         let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
-        let header = ResponseHeader {
-            leader_store: self.me,
-            ..self.header(group, permit.applied.0)
-        };
         Ok(GetResponse {
             value,
-            header: Some(header),
+            header: Some(self.leader_header(group, permit.applied.0)),
         })
     }
 
@@ -159,13 +153,11 @@ impl Server {
             ));
         }
         command.keys().try_for_each(check_key)?;
-        let route = self.find(group, command.keys(), call).await?;
-        let group = route.group;
+        let group = self.find(group, command.keys(), call).await?;
         let bytes = command.encode();
         let local = || self.write_here(group, bytes.clone(), call);
-        let forwarded = to_request(&command, group);
         let remote = |channel| {
-            let request = call.forward(forwarded.clone());
+            let request = call.forward(to_request(&command, group));
             async move {
                 let response = KvClient::new(channel).write(request).await?.into_inner();
                 Ok((response.applied, response.header.unwrap_or_default()))
@@ -198,11 +190,7 @@ impl Server {
             }
         };
         let summary = self.handle.summary(GroupId(group)).unwrap_or_default();
-        let header = ResponseHeader {
-            leader_store: self.me,
-            ..self.header(group, summary.basic.applied.0)
-        };
-        Ok((applied, header))
+        Ok((applied, self.leader_header(group, summary.basic.applied.0)))
     }
 
     /// The one group that holds all `keys`; a group given by number needs no range.
@@ -211,15 +199,9 @@ impl Server {
         group: u64,
         mut keys: impl Iterator<Item = &'a Bytes>,
         call: Call,
-    ) -> Result<Arc<Route>, Failure> {
+    ) -> Result<u64, Failure> {
         if group != 0 {
-            let unknown = || Route {
-                group,
-                ..Route::default()
-            };
-            return Ok(self
-                .route_of_group(group)
-                .unwrap_or_else(|| Arc::new(unknown())));
+            return Ok(group);
         }
         let first = keys
             .next()
@@ -235,7 +217,17 @@ impl Server {
             let text = "the keys of one write must lie in one range: `polyraft group list` shows the ranges";
             return Err(Failure::new(Reason::BadRequest, text));
         }
-        Ok(route)
+        Ok(route.group)
+    }
+
+    /// This store has just served as the group's leader.
+    const fn leader_header(&self, group: u64, applied_index: u64) -> ResponseHeader {
+        ResponseHeader {
+            group,
+            leader_store: self.me,
+            store: self.me,
+            applied_index,
+        }
     }
 
     fn header(&self, group: u64, applied_index: u64) -> ResponseHeader {
