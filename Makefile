@@ -55,7 +55,7 @@ interop: build
 	scripts/interop
 
 bench-core:
-	cargo run --release -p polyraft-benches --features peers --bin core
+	cargo run --release -p polyraft-benches --no-default-features --features peers --bin core -- $(BENCH_ARGS)
 
 bench-log:
 	$(CARGO) run --release -p polyraft-benches --features peers --bin log

@@ -7,9 +7,14 @@
 //!
 //! ```text
 //! core                       rounds of both in turn, medians and spread
-//! core --only ours --rounds 20000 --batch 16     a fixed amount of work, for callgrind
+//! core --instructions        instructions per proposal of both, counted by valgrind
+//! core --only ours --rounds 20000 --batch 16     a fixed amount of work, to be profiled
 //! ```
+//!
+//! Instructions do not depend on what else the machine does, so they are the figure to compare
+//! between days; a time is to be compared within one run only.
 
+mod instructions;
 mod ours;
 #[cfg(feature = "peers")]
 mod peer;
@@ -37,12 +42,13 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.as_slice() {
         [] => compare(),
+        [only] if only == "--instructions" => instructions::compare(),
         [only, side, rounds, n, batch, m]
             if only == "--only" && rounds == "--rounds" && batch == "--batch" =>
         {
             fixed(side, n.parse()?, m.parse()?)
         }
-        _ => bail!("usage: core [--only ours|peer --rounds N --batch M]"),
+        _ => bail!("usage: core [--instructions | --only ours|peer --rounds N --batch M]"),
     }
 }
 
