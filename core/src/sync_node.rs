@@ -10,7 +10,7 @@ use crate::event::Event;
 use crate::log::Appliable;
 use crate::message::Message;
 use crate::node::RaftNode;
-use crate::ready::{Durable, HardState, Persisted, ReadState, Snapshot, SoftState};
+use crate::ready::{Durable, Fetch, HardState, Persisted, ReadState, Snapshot, SoftState};
 use crate::storage::Storage;
 use crate::types::Index;
 
@@ -39,6 +39,9 @@ pub struct SyncReady {
     pub messages: Vec<Message>,
     /// Reads that may be served.
     pub reads: Vec<ReadState>,
+    /// Log ranges that are not in memory and are needed; each is to be answered by
+    /// [`RaftNode::on_fetched`] of [`SyncNode::node`], before or after advancing.
+    pub fetches: Vec<Fetch>,
     /// Entries, term or vote must reach the disk before anything is sent.
     pub must_sync: bool,
     /// What happened.
@@ -77,6 +80,7 @@ impl<S: Storage> SyncNode<S> {
             committed: ready.committed,
             messages: ready.messages,
             reads: ready.reads,
+            fetches: ready.fetches,
             events: ready.events,
             ..SyncReady::default()
         };

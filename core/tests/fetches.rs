@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::{accepted, append, conf_state, config, entry, message, storage, vote, voted};
 use polyraft_core::{
     Durable, Entry, EntryId, Fetch, Fetched, Index, InitialState, MemoryStorage, Message, Payload,
-    RaftNode, RejectHint, ReplicaId, RoleName, Snapshot, Storage, StorageError, Term,
+    RaftNode, RejectHint, ReplicaId, RoleName, Snapshot, Storage, StorageError, SyncNode, Term,
 };
 
 /// A stable log whose entries have to be fetched.
@@ -293,4 +293,30 @@ fn commits_do_not_wait_for_fetches() {
     host.lead();
     host.say(2, 2, accepted(3));
     assert_eq!(host.node.committed(), Index(3));
+}
+
+/// The synchronous face hands fetches out as well: else a replica whose committed entries are not in
+/// memory would never apply them.
+#[test]
+fn the_synchronous_face_fetches_too() {
+    let mut disk = storage(conf_state(&[1, 2, 3], &[]), &[1, 1, 1]);
+    let mut state = disk.hard_state();
+    state.commit = Index(2);
+    disk.set_hard_state(state);
+    let refused = Cell::new(0);
+    let mut node = SyncNode::new(config(1), Evicted { disk, refused }).unwrap();
+    let (mut fetched, mut applied) = (0, Vec::new());
+    while node.has_ready() {
+        let ready = node.ready().unwrap();
+        node.advance().unwrap();
+        applied.extend(ready.committed.iter().map(Entry::id));
+        for fetch in ready.fetches {
+            fetched += 1;
+            let disk = &node.node().storage().disk;
+            let entries = disk.entries(fetch.low, fetch.high, fetch.max_bytes);
+            node.node().on_fetched(Fetched { fetch, entries }).unwrap();
+        }
+    }
+    assert_eq!(applied, [EntryId::new(1, 1), EntryId::new(1, 2)]);
+    assert_eq!(fetched, 1);
 }
