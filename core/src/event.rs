@@ -3,6 +3,8 @@
 //! A host turns them into log lines and metrics; the conformance runner renders them as etcd's
 //! texts. Variants are in alphabetical order.
 
+use alloc::vec::Vec;
+
 use crate::entry::EntryKind;
 use crate::membership::{ConfChangeV2, Configuration};
 use crate::ready::HardState;
@@ -374,3 +376,26 @@ pub enum MessageKind {
     /// See [`Payload::VoteResponse`](crate::Payload::VoteResponse).
     VoteResponse,
 }
+
+/// Events that wait to be taken.
+///
+/// Not everything that happens leads to a Ready (a stray message of a lower term does not), so nobody
+/// may come for them for long: the oldest are forgotten then.
+#[derive(Debug, Default)]
+pub(crate) struct Events(Vec<Event>);
+
+impl Events {
+    pub(crate) fn push(&mut self, event: Event) {
+        if self.0.len() == EVENTS_MAX {
+            self.0.drain(..EVENTS_MAX / 2);
+        }
+        self.0.push(event);
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<Event> {
+        core::mem::take(&mut self.0)
+    }
+}
+
+/// Events kept until they are taken.
+const EVENTS_MAX: usize = 1024;

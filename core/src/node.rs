@@ -232,7 +232,7 @@ impl<S: Storage> RaftNode<S> {
             committed,
             reads: core::mem::take(&mut raft.reads),
             fetches: core::mem::take(&mut raft.fetches),
-            events: core::mem::take(&mut raft.events),
+            events: raft.events.take(),
         })
     }
 
@@ -295,7 +295,7 @@ impl<S: Storage> RaftNode<S> {
 
     /// Takes the events so far, without waiting for the next [`ready`](Self::ready).
     pub fn take_events(&mut self) -> Vec<Event> {
-        core::mem::take(&mut self.raft.events)
+        self.raft.events.take()
     }
 
     /// An [`Append`] is durable.

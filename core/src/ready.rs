@@ -76,7 +76,7 @@ pub struct Ready {
     pub reads: Vec<ReadState>,
     /// Log ranges that are not in memory and are needed.
     pub fetches: Vec<Fetch>,
-    /// What happened.
+    /// What happened; the newest 512 to 1,024, if it was more since they were taken last.
     pub events: Vec<Event>,
 }
 

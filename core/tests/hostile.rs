@@ -164,3 +164,20 @@ proptest! {
         }
     }
 }
+
+/// What leads to no Ready leaves events that nobody comes for; they do not pile up.
+#[test]
+fn events_that_nobody_takes_are_forgotten() {
+    let mut peer = leader();
+    let term = peer.term();
+    for stray in 1..=5000 {
+        let payload = Payload::ReadIndexResponse {
+            index: Index(stray),
+            context: Bytes::new(),
+        };
+        peer.node.step(message(2, 1, term - 1, payload)).unwrap();
+        assert!(!peer.node.has_ready());
+    }
+    let events = peer.node.take_events();
+    assert!((512..=1024).contains(&events.len()), "{}", events.len());
+}

@@ -17,7 +17,7 @@ use window::Window;
 
 use crate::entry::Entry;
 use crate::error::{Error, StorageError};
-use crate::event::{Event, LogCursors};
+use crate::event::{Event, Events, LogCursors};
 use crate::ready::Snapshot;
 use crate::storage::Storage;
 use crate::types::{EntryId, Index, ReplicaId, Term};
@@ -136,7 +136,7 @@ impl<S: Storage> Log<S> {
         prev: EntryId,
         mut entries: Vec<Entry>,
         commit: Index,
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<Option<Index>, Error> {
         if !self.matches(prev) {
             return Ok(None);
@@ -156,11 +156,7 @@ impl<S: Storage> Log<S> {
         Ok(Some(last_new))
     }
 
-    pub(crate) fn append(
-        &mut self,
-        entries: Vec<Entry>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Error> {
+    pub(crate) fn append(&mut self, entries: Vec<Entry>, events: &mut Events) -> Result<(), Error> {
         let Some(first) = entries.first() else {
             return Ok(());
         };
@@ -176,7 +172,7 @@ impl<S: Storage> Log<S> {
     }
 
     /// The first entry that this log lacks or contradicts.
-    fn find_conflict(&self, entries: &[Entry], events: &mut Vec<Event>) -> Option<usize> {
+    fn find_conflict(&self, entries: &[Entry], events: &mut Events) -> Option<usize> {
         let last = self.last_index();
         // The common case: everything is new.
         if entries.first().is_some_and(|entry| entry.index > last) {

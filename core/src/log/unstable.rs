@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use crate::entry::Entry;
-use crate::event::Event;
+use crate::event::{Event, Events};
 use crate::ready::Snapshot;
 use crate::types::{EntryId, Index, Term};
 
@@ -97,7 +97,7 @@ impl Unstable {
 
     /// Entries up to `receipt` are durable, if it speaks of what is waiting here: with several
     /// writes in flight an older one's receipt may name an index that was overwritten since.
-    pub(crate) fn stable_to(&mut self, receipt: EntryId, events: &mut Vec<Event>) {
+    pub(crate) fn stable_to(&mut self, receipt: EntryId, events: &mut Events) {
         let Some(waiting) = self.term(receipt.index) else {
             events.push(Event::ReceiptMissing {
                 index: receipt.index,
@@ -150,7 +150,7 @@ impl Unstable {
     }
 
     /// Appends consecutive entries, overwriting whatever is here from the first one's index on.
-    pub(crate) fn append(&mut self, entries: Vec<Entry>, events: &mut Vec<Event>) {
+    pub(crate) fn append(&mut self, entries: Vec<Entry>, events: &mut Events) {
         let Some(from) = entries.first().map(|entry| entry.index) else {
             return;
         };

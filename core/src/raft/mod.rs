@@ -23,7 +23,7 @@ use outbox::Outbox;
 use crate::config::{Config, ReadMode};
 use crate::entry::Entry;
 use crate::error::{Error, StepError, StorageError};
-use crate::event::{Event, MessageKind};
+use crate::event::{Event, Events, MessageKind};
 use crate::log::{Appliable, Log};
 use crate::membership::Configuration;
 use crate::message::{Message, Payload};
@@ -69,7 +69,7 @@ pub(crate) struct Raft<S> {
     pub(crate) fetches: Vec<Fetch>,
     /// For whom a range is being fetched.
     fetching: Vec<ReplicaId>,
-    pub(crate) events: Vec<Event>,
+    pub(crate) events: Events,
 }
 
 /// The part of [`Config`] that is needed after the start.
@@ -112,7 +112,7 @@ impl<S: Storage> Raft<S> {
             reads: Vec::new(),
             fetches: Vec::new(),
             fetching: Vec::new(),
-            events: Vec::new(),
+            events: Events::default(),
         };
         this.switch_config(Configuration::restore(&initial.conf_state)?)?;
         let HardState { term, vote, commit } = initial.hard_state;
