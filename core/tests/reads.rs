@@ -8,7 +8,8 @@ use common::{
     storage,
 };
 use polyraft_core::{
-    ConfState, Config, Message, MessageKind, Payload, ProposeError, RaftNode, ReadMode, RoleName,
+    ConfChangeKind, ConfChangeV2, ConfState, Config, Message, MessageKind, Payload, ProposeError,
+    RaftNode, ReadMode, ReplicaId, RoleName,
 };
 
 /// The leader of term 1 among `voters`, with its first entry (index 1) committed.
@@ -94,6 +95,49 @@ fn one_round_confirms_all_reads_before_it() {
     confirm(&mut peer, 2, round);
     let all = [answer("a", 1), answer("b", 1), answer("c", 1)].concat();
     assert_eq!(served(&mut peer), all);
+}
+
+/// Reads asked for before the heartbeats have left share them, whatever else is sent in between.
+#[test]
+fn reads_of_one_ready_share_a_round() {
+    let mut peer = leader(&[1, 2, 3], |_| {});
+    for context in ["a", "b", "c"] {
+        peer.node
+            .read_index(Bytes::from_static(context.as_bytes()))
+            .unwrap();
+        peer.propose(b"between").unwrap();
+    }
+    let sent = peer.settle();
+    let heartbeats = sent
+        .iter()
+        .filter(|m| m.payload.kind() == MessageKind::Heartbeat);
+    let to: Vec<u64> = heartbeats.map(|m| m.to.0).collect();
+    assert_eq!(to, [2, 3], "one for each follower");
+    let round = number(&sent);
+    assert!(number(&ask(&mut peer, "d")) > round, "sent is sent");
+    confirm(&mut peer, 2, round);
+    let all = [answer("a", 1), answer("b", 1), answer("c", 1)].concat();
+    assert_eq!(served(&mut peer), all);
+}
+
+fn heartbeats_of(messages: &[Message], round: u64) -> Vec<u64> {
+    let asks = |m: &&Message| matches!(m.payload, Payload::Heartbeat { read, .. } if read == round);
+    let heartbeats = messages.iter().filter(asks);
+    heartbeats.map(|m| m.to.0).collect()
+}
+
+#[test]
+fn a_read_does_not_join_heartbeats_that_miss_a_new_member() {
+    let mut peer = leader(&[1, 2, 3], |_| {});
+    peer.node.read_index(Bytes::from_static(b"three")).unwrap();
+    let change = ConfChangeV2 {
+        changes: vec![(ConfChangeKind::AddVoter, ReplicaId(4))],
+        ..ConfChangeV2::default()
+    };
+    peer.node.apply_conf_change(&change).unwrap();
+    let sent = ask(&mut peer, "four");
+    assert_eq!(heartbeats_of(&sent, 1), [2, 3]);
+    assert_eq!(heartbeats_of(&sent, 2), [2, 3, 4]);
 }
 
 /// A round that was lost is repeated by the next heartbeat.

@@ -12,6 +12,8 @@ pub(crate) struct Outbox {
     list: Vec<Message>,
     /// How many the last Ready took: as many will do for the next.
     usual: usize,
+    /// Where the newest round of heartbeats begins.
+    heartbeats: Option<usize>,
 }
 
 impl Outbox {
@@ -27,7 +29,19 @@ impl Outbox {
             return Vec::new();
         }
         self.usual = self.list.len();
+        self.heartbeats = None;
         core::mem::take(&mut self.list)
+    }
+
+    /// What is pushed next is a round of heartbeats.
+    pub(crate) const fn begin_heartbeats(&mut self) {
+        self.heartbeats = Some(self.list.len());
+    }
+
+    /// The newest round of `count` heartbeats, if it was not taken yet.
+    pub(crate) fn heartbeats(&mut self, count: usize) -> Option<&mut [Message]> {
+        let from = self.heartbeats?;
+        self.list.get_mut(from..from + count)
     }
 
     pub(crate) const fn is_empty(&self) -> bool {

@@ -92,7 +92,9 @@ impl<S: Storage> Raft<S> {
                 index: committed,
                 request,
             });
-            self.broadcast_heartbeat();
+            if !self.join_heartbeats(number) {
+                self.broadcast_heartbeat();
+            }
             self.release_confirmed_reads();
         } else {
             self.answer_read(committed, request);

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 
 use super::{Raft, Role};
 use crate::error::{Error, StorageError};
-use crate::event::Event;
+use crate::event::{Event, MessageKind};
 use crate::message::Payload;
 use crate::ready::{Fetch, SnapshotOutcome};
 use crate::storage::Storage;
@@ -151,6 +151,7 @@ impl<S: Storage> Raft<S> {
             return;
         };
         let read = leader.reads.newest();
+        self.messages.begin_heartbeats();
         for progress in leader
             .progress
             .iter_mut()
@@ -166,6 +167,32 @@ impl<S: Storage> Raft<S> {
                 payload: Payload::Heartbeat { commit, read },
             });
         }
+    }
+
+    /// A new read joins the heartbeats that wait to be sent: they leave after it was asked for, so the
+    /// answers to them confirm it too. Returns false if none wait, or not for everybody.
+    pub(super) fn join_heartbeats(&mut self, number: u64) -> bool {
+        let (own, term) = (self.id, self.term);
+        let Role::Leader(leader) = &self.role else {
+            return false;
+        };
+        let others = leader.progress.iter().filter(|other| other.id != own);
+        let Some(waiting) = self.messages.heartbeats(others.clone().count()) else {
+            return false;
+        };
+        let for_all = waiting.iter().zip(others).all(|(message, other)| {
+            message.to == other.id
+                && message.term == term
+                && message.payload.kind() == MessageKind::Heartbeat
+        });
+        if for_all {
+            for message in waiting {
+                if let Payload::Heartbeat { read, .. } = &mut message.payload {
+                    *read = number;
+                }
+            }
+        }
+        for_all
     }
 
     /// The last messages to `replica` may be lost: stop streaming, look where it stands.
