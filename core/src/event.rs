@@ -379,8 +379,8 @@ pub enum MessageKind {
 
 /// Events that wait to be taken.
 ///
-/// Not everything that happens leads to a Ready (a stray message of a lower term does not), so nobody
-/// may come for them for long: the oldest are forgotten then.
+/// Not everything that happens leads to a Ready (a stray message of a lower term does not), so it
+/// may take long until somebody comes for them: the oldest are forgotten then.
 #[derive(Debug, Default)]
 pub(crate) struct Events(Vec<Event>);
 

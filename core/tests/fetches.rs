@@ -295,8 +295,8 @@ fn commits_do_not_wait_for_fetches() {
     assert_eq!(host.node.committed(), Index(3));
 }
 
-/// The synchronous face hands fetches out as well: else a replica whose committed entries are not in
-/// memory would never apply them.
+/// The synchronous face hands fetches out as well: else a replica whose committed entries are not
+/// in memory would never apply them.
 #[test]
 fn the_synchronous_face_fetches_too() {
     let mut disk = storage(conf_state(&[1, 2, 3], &[]), &[1, 1, 1]);

@@ -125,8 +125,8 @@ fn only_durable_entries_are_applied() {
     assert_eq!(node.ready().unwrap().committed.len(), 2);
 }
 
-/// Proposals that go into one write count once it is durable, all at once: the followers hear of one
-/// new commit index, not of one for each.
+/// Proposals that go into one write count once it is durable, all at once: the followers hear of
+/// one new commit index, not of one for each.
 #[test]
 fn proposals_of_one_write_commit_together() {
     let mut peer = three(&[]);

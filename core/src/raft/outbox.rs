@@ -1,7 +1,7 @@
 //! Messages on their way out, until a Ready takes them.
 //!
-//! The list goes away with the Ready, so each one would grow from nothing; a list that a busy leader
-//! fills with hundreds of messages would be copied half a dozen times on the way.
+//! The list goes away with the Ready, so each one would grow from nothing: copied half a dozen times
+//! on the way where a busy leader fills it with hundreds of messages.
 
 use alloc::vec::Vec;
 

@@ -169,8 +169,8 @@ impl<S: Storage> Raft<S> {
         }
     }
 
-    /// A new read joins the heartbeats that wait to be sent: they leave after it was asked for, so the
-    /// answers to them confirm it too. Returns false if none wait, or not for everybody.
+    /// A new read joins the heartbeats that wait to be sent: they leave after it was asked for, so
+    /// the answers to them confirm it too. Returns false if none wait, or not for everybody.
     pub(super) fn join_heartbeats(&mut self, number: u64) -> bool {
         let (own, term) = (self.id, self.term);
         let Role::Leader(leader) = &self.role else {
