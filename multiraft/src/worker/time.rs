@@ -49,7 +49,10 @@ impl Worker {
             replica.idle_ticks = 0;
         }
         let result = replica.node.tick();
-        self.touch(group);
+        // Most ticks of a busy group give rise to nothing.
+        if replica.node.has_ready() {
+            replica.touch(&mut self.touched);
+        }
         if let Err(error) = result {
             self.quarantine(group, &error.to_string());
         }
