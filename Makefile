@@ -14,7 +14,7 @@ help:
 	@echo "make release        the binary, optimised (target/release/polyraft)"
 	@echo "make conformance    etcd's own data files against the core"
 	@echo "make process-tests  the whole-process tests alone; TIMES=10 repeats them"
-	@echo "make interop        a Python client, by generated stubs and by reflection (needs pip and a network once)"
+	@echo "make interop        a Python client against a demo, by generated stubs and by reflection (needs pip and a network once)"
 	@echo "make bench-core | bench-log | bench-puts | bench-idle   figures (see benches/README.md)"
 	@echo "make codegen        regenerate the committed protobuf code"
 
