@@ -25,11 +25,10 @@ impl Outbox {
     }
 
     pub(crate) fn take(&mut self) -> Vec<Message> {
-        if self.list.is_empty() {
-            return Vec::new();
-        }
-        self.usual = self.list.len();
         self.heartbeats = None;
+        if !self.list.is_empty() {
+            self.usual = self.list.len();
+        }
         core::mem::take(&mut self.list)
     }
 
