@@ -5,15 +5,20 @@
 //! real disk) it says, and those checks are left out. A broken promise is a panic that names it.
 //!
 //! [`LogModel`] is the contract of a log written down as plainly as possible: the oracle of the log suite,
-//! and good enough to be the log of a simulated store.
+//! and good enough to be the log of a simulated store. [`MemoryNetwork`] is a transport in which nothing
+//! happens by itself: the network of a simulation.
 
 mod log_engine;
 mod log_model;
+mod network;
 mod state_machine;
+mod transport;
 
 pub use log_engine::{LogSubject, log_engine};
 pub use log_model::LogModel;
+pub use network::{MemoryNetwork, MemoryStats, MemoryTransport, Transit, TransitKind};
 pub use state_machine::{DataSubject, state_machine};
+pub use transport::{TransportSubject, transport};
 
 /// What the next writes run into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
