@@ -13,3 +13,4 @@ mod machine;
 mod membership;
 mod network;
 mod node;
+mod unreachable;
