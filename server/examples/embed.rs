@@ -3,27 +3,20 @@
 //!
 //! `scripts/with-rocksdb cargo run -p polyraft-server --example embed`
 
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use polyraft_core::ReplicaId;
+use polyraft_multiraft::Reject;
 use polyraft_multiraft::env::Command;
-use polyraft_multiraft::{
-    GroupDescriptor, GroupId, Host, HostConfig, HostEnv, HostHandle, Member, Reject, Responder,
-    StoreId,
-};
+use polyraft_server::embed::{Node, NodeConfig};
 use polyraft_store::disk::DiskError;
-use polyraft_store::{Application, GroupTxn, Store, StoreOptions};
-use polyraft_transport::{GrpcTransport, TransportConfig};
-use tokio::net::TcpListener;
+use polyraft_store::{Application, GroupTxn};
 
 /// What is replicated: a command is a number to add, the reply is the sum.
 struct Counter;
 
 impl Application for Counter {
     fn apply(&self, txn: &mut GroupTxn<'_>, command: &Command) -> Result<Bytes, DiskError> {
-        let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).unwrap_or(0);
         let before = txn.get(b"sum")?.map_or(0, |bytes| number(&bytes));
         let sum = Bytes::copy_from_slice(&(before + number(&command.data)).to_be_bytes());
         txn.put(b"sum", sum.clone())?;
@@ -31,88 +24,56 @@ impl Application for Counter {
     }
 }
 
+fn number(bytes: &[u8]) -> u64 {
+    bytes.try_into().map(u64::from_be_bytes).unwrap_or(0)
+}
+
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "an example shows what it does")]
 async fn main() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    let mut stores: Vec<(Host, Arc<GrpcTransport>, String)> = Vec::new();
-    for id in 1..=3 {
-        let store = Store::open(
-            &directory.path().join(id.to_string()),
-            StoreOptions::default(),
-        )?;
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?.to_string();
-        let config = TransportConfig::new(42, StoreId(id), 1, address.clone());
-        let transport = GrpcTransport::new(config, tokio::runtime::Handle::current());
-        let env = HostEnv {
-            log: store.log(),
-            state_machine: store.state_machine(Counter),
-            transport: Arc::clone(&transport) as _,
-            on_fatal: Arc::new(|error| panic!("the store cannot go on: {error}")),
-        };
-        let host = Host::start(HostConfig::new(StoreId(id)), env)?;
-        transport.start(Arc::new(host.handle()));
-        transport.serve(listener)?;
-        stores.push((host, transport, address));
+    let mut nodes = Vec::new();
+    for store in 1..=3 {
+        let data = directory.path().join(store.to_string());
+        nodes.push(Node::start(NodeConfig::new(42, store, data), Counter).await?);
     }
-    for (_, transport, _) in &stores {
-        for (other, (_, _, address)) in (1..).zip(&stores) {
-            transport.set_address(StoreId(other), address.clone());
+    for node in &nodes {
+        for (store, other) in (1..).zip(&nodes) {
+            node.connect(store, other.address());
         }
-    }
-    // A hundred groups, each with a replica on every store.
-    let member = |id| Member {
-        replica: ReplicaId(id),
-        store: StoreId(id),
-    };
-    for (host, ..) in &stores {
-        for group in (1..=100).map(GroupId) {
-            let members = (1..=3).map(member).collect();
-            let next_replica = ReplicaId(4);
-            let descriptor = GroupDescriptor {
-                group,
-                members,
-                next_replica,
-                ..GroupDescriptor::default()
-            };
-            call(|respond| host.handle().create_group(descriptor, respond))?;
+        // A hundred groups, each with a replica on every store.
+        for group in 1..=100 {
+            node.create_group(group, None, &[1, 2, 3]).await?;
         }
     }
     for round in 1..=3 {
-        for group in (1..=100).map(GroupId) {
-            let sum = add(&stores, group, group.0);
-            assert_eq!(sum, group.0 * round);
+        for group in 1..=100 {
+            anyhow::ensure!(add(&nodes, group, group).await? == group * round);
         }
-        println!(
-            "round {round}: 100 groups counted, group 100 is at {}",
-            100 * round
-        );
+        println!("round {round}: group 100 is at {}", 100 * round);
+    }
+    // A read sees every sum that was replied before it.
+    for node in &nodes {
+        if let Ok(permit) = node.read(100).await {
+            let sum = node.data().get(&permit.descriptor, b"sum")?;
+            println!("its leader reads {:?}", sum.map(|bytes| number(&bytes)));
+        }
+    }
+    for node in nodes {
+        node.stop().await?;
     }
     Ok(())
 }
 
 /// Proposes on whichever store leads the group.
-fn add(stores: &[(Host, Arc<GrpcTransport>, String)], group: GroupId, number: u64) -> u64 {
-    let command = Bytes::copy_from_slice(&number.to_be_bytes());
-    for (host, ..) in stores.iter().cycle() {
-        let handle: HostHandle = host.handle();
-        match call(|respond| handle.propose(group, command.clone(), respond)) {
-            Ok(sum) => return sum[..].try_into().map(u64::from_be_bytes).unwrap_or(0),
-            Err(Reject::NotLeader { .. } | Reject::Busy(_)) => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(reject) => panic!("group {group}: {reject}"),
+async fn add(nodes: &[Node<Counter>], group: u64, add: u64) -> Result<u64, Reject> {
+    for node in nodes.iter().cycle() {
+        match node.propose(group, add.to_be_bytes().to_vec()).await {
+            Ok(sum) => return Ok(number(&sum)),
+            // There is no leader yet, or it is another store.
+            Err(Reject::NotLeader { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+            Err(other) => return Err(other),
         }
     }
     unreachable!("the stores are asked in turn until one leads")
-}
-
-fn call<T: Send + 'static>(ask: impl FnOnce(Responder<Result<T, Reject>>)) -> Result<T, Reject> {
-    let (answer, answered) = mpsc::channel();
-    ask(Responder::new(
-        || Err(Reject::Ambiguous),
-        move |result| drop(answer.send(result)),
-    ));
-    answered.recv().unwrap_or(Err(Reject::Ambiguous))
 }

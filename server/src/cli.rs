@@ -15,6 +15,7 @@ use clap::Parser;
 
 use self::args::{Arguments, Verb};
 pub(crate) use self::args::{DemoArguments, StartArguments};
+pub(crate) use self::status::environment_json;
 use crate::client::Client;
 
 /// Parses the command line, does what it says, and gives the exit code. `revision` names the source
@@ -56,8 +57,8 @@ async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), Stri
         Verb::Status { connection } => status::status(&connection).await,
         Verb::Group { verb } => group::run(verb).await,
         Verb::Kv { verb } => kv::run(verb).await,
-        Verb::Load(arguments) => load::run(arguments).await,
-        Verb::Demo(arguments) => crate::demo::run(arguments).await,
+        Verb::Load(arguments) => load::run(arguments, revision).await,
+        Verb::Demo(arguments) => crate::demo::run(arguments, revision).await,
     }
 }
 

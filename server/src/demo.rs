@@ -1,9 +1,9 @@
-//! `polyraft demo`: three store processes on loopback, load, a `kill -9`, and the proof that
+//! `polyraft demo`: store processes on loopback, load, a `kill -9`, and the proof that
 //! nothing was lost.
 #![allow(clippy::print_stdout)]
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,19 +14,22 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::DemoArguments;
 use crate::client::Client;
-use crate::load::{self, Options, Target};
+use crate::failure::Reason;
+use crate::load::{self, Options, Shape, Target};
 use crate::proto::admin::{InitRequest, ListGroupsRequest};
 
-const STORES: u64 = 3;
 /// How long the cluster may take to begin, and to be whole again after the crash.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the demonstration.
-pub(crate) async fn run(arguments: DemoArguments) -> Result<(), String> {
-    let demo = Demo::start()?;
+pub(crate) async fn run(
+    arguments: DemoArguments,
+    revision: Option<&'static str>,
+) -> Result<(), String> {
+    let demo = Demo::start(&arguments)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let result = tokio::select! {
-        result = demo.perform(&arguments) => result,
+        result = demo.perform(&arguments, revision) => result,
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| error.to_string()),
         _ = terminate.recv() => Ok(()),
     };
@@ -34,46 +37,84 @@ pub(crate) async fn run(arguments: DemoArguments) -> Result<(), String> {
     result
 }
 
-/// The three processes; ended when this is dropped, and their directory removed.
+/// The processes; ended when this is dropped, and their directory removed if it is a temporary one.
 struct Demo {
     children: tokio::sync::Mutex<Vec<Child>>,
     endpoints: Vec<String>,
-    directory: TempDir,
+    directory: Directory,
+    /// The store that is killed.
+    victim: u64,
+}
+
+enum Directory {
+    Temporary(TempDir),
+    Kept(PathBuf),
+}
+
+impl Directory {
+    fn new(kept: Option<&Path>) -> Result<Self, String> {
+        let Some(path) = kept else {
+            let directory = tempfile::Builder::new().prefix("polyraft-demo-").tempdir();
+            return directory
+                .map(Self::Temporary)
+                .map_err(|error| format!("cannot make a temporary directory: {error}"));
+        };
+        std::fs::create_dir_all(path)
+            .and_then(|()| std::fs::canonicalize(path))
+            .map(Self::Kept)
+            .map_err(|error| format!("cannot create {}: {error}", path.display()))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(directory) => directory.path(),
+            Self::Kept(path) => path,
+        }
+    }
 }
 
 impl Demo {
-    fn start() -> Result<Self, String> {
-        let directory = tempfile::Builder::new().prefix("polyraft-demo-").tempdir();
-        let directory =
-            directory.map_err(|error| format!("cannot make a temporary directory: {error}"))?;
-        let endpoints = free_addresses().map_err(|error| format!("no free port: {error}"))?;
-        let children: Result<Vec<Child>, String> = (1..=STORES)
+    fn start(arguments: &DemoArguments) -> Result<Self, String> {
+        let directory = Directory::new(arguments.data_dir.as_deref())?;
+        let endpoints =
+            free_addresses(arguments.stores).map_err(|error| format!("no free port: {error}"))?;
+        let children: Result<Vec<Child>, String> = (1..=arguments.stores)
             .map(|store| start_store(store, &endpoints, directory.path()))
             .collect();
         Ok(Self {
             children: tokio::sync::Mutex::new(children?),
             endpoints,
             directory,
+            victim: arguments.stores.min(2),
         })
     }
 
-    async fn perform(&self, arguments: &DemoArguments) -> Result<(), String> {
+    async fn perform(
+        &self,
+        arguments: &DemoArguments,
+        revision: Option<&'static str>,
+    ) -> Result<(), String> {
+        let path = self.directory.path().display();
         println!(
-            "three stores in {}: {}",
-            self.directory.path().display(),
+            "{} stores at {}",
+            arguments.stores,
             self.endpoints.join(", ")
         );
+        println!("data and logs in {path}/store-N and {path}/store-N.log");
         let begun = Instant::now();
         self.init(arguments.groups).await?;
         println!(
-            "{} groups of three replicas, each with a leader, after {:.1?}\n",
+            "{} groups of {} replicas, each with a leader, after {:.1?}\n",
             arguments.groups,
+            arguments.stores.min(3),
             begun.elapsed()
         );
 
-        let target = Arc::new(Target::find(&self.endpoints, PATIENCE).await?);
+        let target = Arc::new(Target::find(&self.endpoints, PATIENCE, &Shape::default()).await?);
         let options = Options {
             duration: arguments.duration,
+            ops: None,
+            revision,
             warmup: Duration::ZERO,
             seed: rand::random(),
             concurrency: arguments.concurrency as usize,
@@ -117,14 +158,19 @@ impl Demo {
         let third = duration / 3;
         tokio::time::sleep(third).await;
         let mut children = self.children.lock().await;
-        println!("      kill -9 of store 2");
-        children[1]
+        let victim = self.victim;
+        let child = usize::try_from(victim - 1)
+            .ok()
+            .and_then(|at| children.get_mut(at))
+            .ok_or("no store to kill")?;
+        println!("      kill -9 of store {victim}");
+        child
             .kill()
             .await
-            .map_err(|error| format!("cannot kill store 2: {error}"))?;
+            .map_err(|error| format!("cannot kill store {victim}: {error}"))?;
         tokio::time::sleep(third).await;
-        println!("      store 2 starts again");
-        children[1] = start_store(2, &self.endpoints, self.directory.path())?;
+        println!("      store {victim} starts again");
+        *child = start_store(victim, &self.endpoints, self.directory.path())?;
         Ok(())
     }
 
@@ -139,6 +185,9 @@ impl Demo {
             .admin(false, request, |mut c, r| async move { c.init(r).await })
             .await
         {
+            if failure.reason == Reason::Refused {
+                return Err(failure.message);
+            }
             self.check_children().await?;
             if Instant::now() >= deadline {
                 return Err(format!("the cluster did not begin: {}", failure.message));
@@ -196,16 +245,25 @@ impl Demo {
         println!("\nThe cluster runs until Ctrl-C. In another terminal:\n");
         println!("  export POLYRAFT_ENDPOINTS={}", self.endpoints.join(","));
         for command in [
-            "status",
-            "kv put hello world",
-            "kv get hello",
-            "group list",
-            "group describe 7",
-            "group transfer 7 --to 3",
-            "load",
+            "status".to_owned(),
+            "kv put hello world".to_owned(),
+            "kv get hello".to_owned(),
+            "group list".to_owned(),
+            "group describe 1".to_owned(),
+            format!("group transfer 1 --to {}", self.endpoints.len()),
+            "load".to_owned(),
         ] {
             println!("  polyraft {command}");
         }
+        // The interface takes bytes, which JSON has in base64: this is the key `hello`.
+        println!(
+            "  grpcurl -plaintext -d '{{\"key\": \"aGVsbG8=\"}}' {} polyraft.kv.v1.Kv/Get",
+            self.endpoints.first().map_or("", String::as_str)
+        );
+        println!(
+            "\nWhat the stores say: {}/store-*.log",
+            self.directory.path().display()
+        );
     }
 }
 
@@ -249,8 +307,8 @@ fn start_store(store: u64, endpoints: &[String], directory: &Path) -> Result<Chi
 }
 
 /// All at once, so that they differ.
-fn free_addresses() -> std::io::Result<Vec<String>> {
-    let listeners: std::io::Result<Vec<TcpListener>> = (0..STORES)
+fn free_addresses(stores: u64) -> std::io::Result<Vec<String>> {
+    let listeners: std::io::Result<Vec<TcpListener>> = (0..stores)
         .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
         .collect();
     listeners?

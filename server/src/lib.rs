@@ -18,19 +18,23 @@
 //! | `routing`, `directory`, `peers` | from a key to the store that leads its group |
 //! | `instances`, `environment` | which directory each store has; where a store runs |
 //! | `node` | start, join, drain, stop |
-//! | `metrics` | what the store does, for any recorder of the `metrics` crate |
+//! | `balance` | leaderships spread over the stores |
+//! | `metrics`, `scrape` | what the store does, for any recorder of the `metrics` crate; for Prometheus |
 //! | `load`, `demo` | load generator; three stores on one machine, with a crash |
 //! | [`cli`] | what the user typed; [`client`] for programs |
+//! | [`embed`] | a store for a state machine of one's own |
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod client;
+pub mod embed;
 pub mod failure;
 pub mod kv;
 pub mod peers;
 pub mod proto;
 
 mod admin;
+mod balance;
 mod demo;
 mod directory;
 mod environment;
@@ -39,4 +43,5 @@ mod load;
 mod metrics;
 mod node;
 mod routing;
+mod scrape;
 mod server;

@@ -4,6 +4,8 @@
 //! own, which cost nothing to read; once a second [`publish`] hands them over. Without a recorder
 //! that does nothing.
 
+use std::sync::atomic::Ordering;
+
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use crate::server::Server;
@@ -59,10 +61,17 @@ const COUNTERS: [(&str, Unit, &str); 18] = [
 ];
 
 /// Figures of this moment.
-const GAUGES: [(&str, Unit, &str); 5] = [
+const GAUGES: [(&str, Unit, &str); 8] = [
     ("replicas", Unit::Count, "replicas on this store"),
     ("leaders", Unit::Count, "of them, those that lead"),
     ("asleep", Unit::Count, "of them, those that are not ticked"),
+    ("connected", Unit::Count, "other stores that can be heard"),
+    ("disk_full", Unit::Count, "1: the last write found no room"),
+    (
+        "draining",
+        Unit::Count,
+        "1: the store moves its leaderships away, to leave",
+    ),
     (
         "proposal_bytes",
         Unit::Bytes,
@@ -108,7 +117,7 @@ fn full(name: &str) -> String {
 
 impl Server {
     /// Every figure by its name.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 23] {
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 26] {
         let (host, wire) = (self.handle.stats(), self.peers.transport_stats());
         [
             ("frames_out", wire.frames_out),
@@ -119,6 +128,9 @@ impl Server {
             ("replicas", host.replicas),
             ("leaders", host.leaders),
             ("asleep", host.asleep),
+            ("connected", self.peers.connected().len() as u64),
+            ("disk_full", u64::from(host.disk_full)),
+            ("draining", u64::from(self.draining.load(Ordering::SeqCst))),
             ("passes", host.passes),
             ("proposals", host.proposals),
             ("proposal_bytes", host.proposal_bytes),

@@ -21,6 +21,7 @@ use polyraft_store::{Identity, Store, StoreOptions};
 use polyraft_transport::{GrpcTransport, TransportConfig};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
@@ -37,6 +38,7 @@ use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::admin::internal_server::InternalServer;
 use crate::proto::admin::{Environment, HelloRequest};
 use crate::proto::kv::kv_server::KvServer;
+use crate::scrape::Scrape;
 use crate::server::{Server, futures_join};
 
 /// How long leaderships may take to move away before the store leaves all the same.
@@ -62,6 +64,10 @@ pub(crate) async fn run(
     let mut leave = Leave::new()?;
     let store = open(&arguments).await?;
     let listener = listen(&arguments)?;
+    let scrape = match arguments.metrics_listen {
+        Some(address) => Some(Scrape::bind(address, arguments.store_id).await?),
+        None => None,
+    };
     let peers = Arc::new(Peers::new(
         arguments.store_id,
         addresses(&arguments, &store)?,
@@ -87,7 +93,15 @@ pub(crate) async fn run(
         .add_service(health_service)
         .add_service(running.transport.service());
     let mut serving = tokio::spawn(serve(router, listener, stopped));
-    let background = tokio::spawn(keep_in_touch(Arc::clone(&running.server)));
+    let mut background = JoinSet::new();
+    background.spawn(keep_in_touch(Arc::clone(&running.server)));
+    if !arguments.balance_interval.is_zero() {
+        let server = Arc::clone(&running.server);
+        background.spawn(crate::balance::run(server, arguments.balance_interval));
+    }
+    if let Some(scrape) = scrape {
+        background.spawn(scrape.run(Arc::clone(&running.server)));
+    }
     crate::metrics::describe();
     tracing::info!("serving");
 
@@ -96,7 +110,7 @@ pub(crate) async fn run(
         error = failure => Err(error.unwrap_or_else(|_| "the host ended by itself".to_owned())),
         end = &mut serving => Err(format!("the services ended by themselves: {end:?}")),
     };
-    background.abort();
+    background.abort_all();
     if ended.is_ok() {
         health
             .set_service_status("", ServingStatus::NotServing)
@@ -191,6 +205,7 @@ async fn start(
         started: Instant::now(),
         draining: AtomicBool::new(false),
         reservations: Mutex::default(),
+        roles: Mutex::default(),
         init_turn: tokio::sync::Mutex::default(),
     });
     server.refresh_local_routes();

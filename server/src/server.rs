@@ -1,5 +1,6 @@
 //! What a running store shares between its services.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use polyraft_core::RoleName;
+use polyraft_core::{ConfState, RoleName};
 use polyraft_multiraft::{GroupId, HostHandle, StoreId};
 use polyraft_store::{RocksDisk, SharedData, StoreMeta};
 use tokio::time::timeout;
@@ -42,6 +43,8 @@ pub(crate) struct Server {
     pub(crate) draining: AtomicBool,
     /// Serialises changes of what the server keeps in `meta`.
     pub(crate) reservations: parking_lot::Mutex<()>,
+    /// Who votes in each group here, as of a membership epoch.
+    pub(crate) roles: parking_lot::Mutex<BTreeMap<u64, (u64, ConfState)>>,
     /// One init at a time creates groups.
     pub(crate) init_turn: tokio::sync::Mutex<()>,
 }
@@ -121,7 +124,7 @@ impl Server {
     pub(crate) async fn drain(&self, bound: Duration) -> bool {
         self.draining.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + bound;
-        loop {
+        for turn in 0.. {
             let led: Vec<GroupId> = self.led();
             if led.is_empty() {
                 return true;
@@ -133,14 +136,17 @@ impl Server {
                 );
                 return false;
             }
-            let moved = led.iter().map(|group| self.move_away(*group, deadline));
+            let moved = led
+                .iter()
+                .map(|group| self.move_away(*group, turn, deadline));
             futures_join(moved).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        false
     }
 
     /// Groups that this store leads and that another store could lead.
-    fn led(&self) -> Vec<GroupId> {
+    pub(crate) fn led(&self) -> Vec<GroupId> {
         let list = self.handle.list().into_iter();
         let led = list.filter(|replica| replica.basic.soft_state.role == RoleName::Leader);
         let shared = led.filter(|replica| {
@@ -151,7 +157,7 @@ impl Server {
         shared.map(|replica| replica.group).collect()
     }
 
-    async fn move_away(&self, group: GroupId, deadline: Instant) {
+    async fn move_away(&self, group: GroupId, turn: usize, deadline: Instant) {
         if Instant::now() >= deadline {
             return;
         }
@@ -165,8 +171,9 @@ impl Server {
             .map(|member| member.store.0)
             .collect();
         others.retain(|store| *store != self.me && connected.contains(store));
-        // Groups are spread over those who stay.
-        let Some(to) = others.get(group.0 as usize % others.len().max(1)).copied() else {
+        // Groups are spread over those who stay; the next turn asks another: this one may have no vote.
+        let at = (group.0 as usize).wrapping_add(turn) % others.len().max(1);
+        let Some(to) = others.get(at).copied() else {
             return;
         };
         let call = Call {

@@ -10,6 +10,7 @@ use polyraft_multiraft::{Epoch, GroupDescriptor, GroupId, KeyRange, Member, Stor
 use tonic::Status;
 
 use super::view;
+use crate::embed::new_descriptor;
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::internal_client::InternalClient;
 use crate::proto::admin::{
@@ -296,28 +297,6 @@ impl Server {
             )
         };
         self.peers.channel(store).ok_or_else(unknown)
-    }
-}
-
-/// The descriptor of a new group with one voter on each of `stores`.
-pub(super) fn new_descriptor(
-    group: u64,
-    range: Option<KeyRange>,
-    stores: &[u64],
-) -> GroupDescriptor {
-    let members = (1..).zip(stores).map(|(replica, store)| Member {
-        replica: ReplicaId(replica),
-        store: StoreId(*store),
-    });
-    GroupDescriptor {
-        group: GroupId(group),
-        range,
-        members: members.collect(),
-        next_replica: ReplicaId(stores.len() as u64 + 1),
-        epoch: Epoch {
-            membership: 1,
-            range: 1,
-        },
     }
 }
 

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use polyraft_multiraft::KeyRange;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::groups::new_descriptor;
 use super::joining::{say_hello, shown};
 use super::plan::{PLAN, Plan};
+use crate::embed::new_descriptor;
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::admin_client::AdminClient;
 use crate::proto::admin::{HelloRequest, InitRequest, InitResponse};

@@ -1,8 +1,9 @@
 //! The gRPC service `polyraft.admin.v1.Admin`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use polyraft_core::{ConfChangeKind, RoleName, Transition};
 use polyraft_multiraft::{GroupId, MemberChange, StoreId};
@@ -20,6 +21,9 @@ use crate::proto::admin::{
 };
 use crate::routing::Call;
 use crate::server::{Server, futures_join, status_of};
+
+/// How long workers may take to say who votes in groups whose members have changed.
+const ROLES_BOUND: Duration = Duration::from_millis(500);
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -53,7 +57,8 @@ impl Admin for AdminService {
         &self,
         request: Request<ListGroupsRequest>,
     ) -> Result<Response<ListGroupsResponse>, Status> {
-        let here = self.0.list_here();
+        let mut here = self.0.list_here();
+        self.0.add_roles(&mut here).await;
         let list = if request.into_inner().local {
             ListGroupsResponse {
                 groups: here,
@@ -152,6 +157,48 @@ impl Server {
             Some(view::replica(&descriptor, &summary))
         });
         described.collect()
+    }
+
+    /// Says who of the members votes. Only groups whose members have changed since the last time are asked.
+    async fn add_roles(&self, groups: &mut [Group]) {
+        let call = Call {
+            deadline: tokio::time::Instant::now() + ROLES_BOUND,
+            forwarded: true,
+            reads: true,
+        };
+        let stale: Vec<u64> = {
+            let known = self.roles.lock();
+            let is_stale = |group: &&Group| {
+                let known = known.get(&group.group);
+                known.is_none_or(|(epoch, _)| *epoch != group.membership_epoch)
+            };
+            groups
+                .iter()
+                .filter(is_stale)
+                .map(|group| group.group)
+                .collect()
+        };
+        let asked = futures_join(stale.iter().map(|group| {
+            self.ask(*group, call, |respond| {
+                self.handle.describe(GroupId(*group), respond)
+            })
+        }));
+        let asked = asked.await;
+        let mut known = self.roles.lock();
+        for status in asked.into_iter().flatten() {
+            let descriptor = &status.descriptor;
+            let entry = (descriptor.epoch.membership, status.raft.conf_state);
+            known.insert(descriptor.group.0, entry);
+        }
+        for group in &mut *groups {
+            if let Some((epoch, state)) = known.get(&group.group)
+                && *epoch == group.membership_epoch
+            {
+                view::add_roles(group, state);
+            }
+        }
+        let here: BTreeSet<u64> = groups.iter().map(|group| group.group).collect();
+        known.retain(|group, _| here.contains(group));
     }
 
     /// Every group once, as told by its leader's store, or by the one that has seen the latest term.

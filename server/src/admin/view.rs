@@ -42,6 +42,13 @@ pub(super) fn replica(descriptor: &GroupDescriptor, summary: &ReplicaSummary) ->
     }
 }
 
+/// Adds to each member whether it votes.
+pub(super) fn add_roles(group: &mut Group, state: &ConfState) {
+    for member in &mut group.members {
+        member.role = role_of(state, ReplicaId(member.replica)).into();
+    }
+}
+
 fn role_of(state: &ConfState, replica: ReplicaId) -> MemberRole {
     let joint = !state.voters_outgoing.is_empty();
     let (new, old) = (
@@ -111,5 +118,31 @@ fn role_name(role: RoleName) -> &'static str {
         RoleName::PreCandidate => "pre-candidate",
         RoleName::Candidate => "candidate",
         RoleName::Leader => "leader",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_in_simple_and_joint_configurations() {
+        let ids = |ids: &[u64]| ids.iter().copied().map(ReplicaId).collect::<Vec<_>>();
+        let simple = ConfState {
+            voters: ids(&[1, 2]),
+            learners: ids(&[3]),
+            ..ConfState::default()
+        };
+        let joint = ConfState {
+            voters: ids(&[1, 4]),
+            voters_outgoing: ids(&[1, 2]),
+            learners: ids(&[3]),
+            learners_next: ids(&[2]),
+            ..ConfState::default()
+        };
+        let roles = |state: &ConfState| [1, 2, 3, 4].map(|id| role_of(state, ReplicaId(id)));
+        use MemberRole::{Incoming, Learner, Outgoing, Voter};
+        assert_eq!(roles(&simple)[..3], [Voter, Voter, Learner]);
+        assert_eq!(roles(&joint), [Voter, Outgoing, Learner, Incoming]);
     }
 }

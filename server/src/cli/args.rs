@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -87,11 +88,15 @@ pub(super) enum Verb {
     #[command(
         after_help = "Examples:\n  polyraft load --concurrency 256 --duration 30s\n  \
         polyraft load --rate 5000 --zipf 1.1 --json result.json\n  \
+        polyraft load --ops 100000 --groups 1-10 --connections 8\n  \
         polyraft load --history history.jsonl --keys 5 --concurrency 8"
     )]
     Load(LoadArguments),
-    /// Three stores on this machine, 1,000 groups, load, a crash, and a cluster to play with.
-    #[command(after_help = "Examples:\n  polyraft demo\n  polyraft demo --no-wait --groups 100")]
+    /// Stores on this machine (three), 1,000 groups, load, a crash, and a cluster to play with.
+    #[command(
+        after_help = "Examples:\n  polyraft demo\n  polyraft demo --no-wait --groups 100\n  \
+        polyraft demo --stores 5 --data-dir demo"
+    )]
     Demo(DemoArguments),
     /// Keys: get, put, delete, compare and swap.
     #[command(
@@ -141,6 +146,12 @@ pub(crate) struct StartArguments {
     /// Bytes per second of all snapshots that are sent; 0: no limit.
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     pub(crate) snapshot_rate: u64,
+    /// Where to answer `GET /metrics` for Prometheus [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics_listen: Option<std::net::SocketAddr>,
+    /// How often leaderships are handed to stores with fewer, if this one has too many; 0s: never.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    pub(crate) balance_interval: Duration,
     /// What is logged to standard error, such as `info` or `polyraft_multiraft=debug`.
     #[arg(
         long,
@@ -154,9 +165,18 @@ pub(crate) struct StartArguments {
 /// What load, and for how long.
 #[derive(Clone, Debug, Args)]
 pub(super) struct LoadArguments {
-    /// How long, after the warm-up.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
-    pub(super) duration: Duration,
+    /// How long, after the warm-up [default: 10s, or as long as --ops takes].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(super) duration: Option<Duration>,
+    /// End after so many operations.
+    #[arg(long, value_name = "N", conflicts_with = "warmup", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) ops: Option<u64>,
+    /// Only these groups, such as 7 or 1-100,200 [default: all that have a range].
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_range)]
+    pub(super) groups: Vec<RangeInclusive<u64>>,
+    /// Connections to each store, shared by the clients.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) connections: u32,
     /// For so long nothing counts.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
     pub(super) warmup: Duration,
@@ -197,6 +217,12 @@ pub(super) struct LoadArguments {
 /// How the demonstration goes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DemoArguments {
+    /// Stores, each a process. One of them is killed; with fewer than three nobody takes over meanwhile.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=16))]
+    pub(crate) stores: u64,
+    /// Keep data and logs here; a later demo goes on with them [default: a temporary directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
     /// Ranges, each a Raft group of three replicas.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) groups: u64,
@@ -351,6 +377,18 @@ pub(super) enum KvVerb {
     },
 }
 
+/// Reads `7` or `1-100`.
+fn parse_range(text: &str) -> Result<RangeInclusive<u64>, String> {
+    let wrong = || format!("{text:?} is no group and no range of groups such as 1-100");
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
+    let (first, last) = (number(first)?, number(last)?);
+    if first == 0 || last < first {
+        return Err(wrong());
+    }
+    Ok(first..=last)
+}
+
 /// Reads `500ms`, `5s`, `2m` or `1h`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text
@@ -379,6 +417,15 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn groups_and_ranges_of_groups() {
+        assert_eq!(parse_range("7"), Ok(7..=7));
+        assert_eq!(parse_range("1-100"), Ok(1..=100));
+        for wrong in ["", "0", "-", "3-1", "1-", "-1", "a-b", "1-2-3"] {
+            assert!(parse_range(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -304,14 +304,15 @@ fn bounds(group: &Group) -> (String, String) {
     }
 }
 
+/// The stores of the members; who is no simple voter is marked.
 fn stores(group: &Group) -> String {
-    let mut stores: Vec<u64> = group.members.iter().map(|member| member.store).collect();
-    stores.sort_unstable();
-    stores
-        .iter()
-        .map(u64::to_string)
-        .collect::<Vec<_>>()
-        .join(",")
+    let mut members: Vec<_> = group.members.iter().collect();
+    members.sort_unstable_by_key(|member| member.store);
+    let text = members.into_iter().map(|member| match member.role() {
+        MemberRole::Voter | MemberRole::Unspecified => member.store.to_string(),
+        other => format!("{}({})", member.store, role(other)),
+    });
+    text.collect::<Vec<_>>().join(",")
 }
 
 fn leader(group: &Group) -> String {

@@ -5,12 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{LoadArguments, Output};
-use crate::load::{self, Options, Target};
+use crate::load::{self, Options, Shape, Target};
 
 /// How long a write may stay unreadable before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) async fn run(arguments: LoadArguments) -> Result<(), String> {
+/// With a number of operations and no time, nobody waits for its end.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+pub(super) async fn run(
+    arguments: LoadArguments,
+    revision: Option<&'static str>,
+) -> Result<(), String> {
     let LoadArguments {
         connection, json, ..
     } = &arguments;
@@ -20,9 +26,18 @@ pub(super) async fn run(arguments: LoadArguments) -> Result<(), String> {
     {
         return Err("--rate must be greater than 0".to_owned());
     }
-    let target = Target::find(&connection.endpoints, connection.timeout).await?;
+    let shape = Shape {
+        connections: arguments.connections as usize,
+        groups: arguments.groups.clone(),
+    };
+    let target = Target::find(&connection.endpoints, connection.timeout, &shape).await?;
+    let (unasked, ops) = (Duration::from_secs(10), arguments.ops);
     let options = Options {
-        duration: arguments.duration,
+        duration: arguments
+            .duration
+            .unwrap_or(ops.map_or(unasked, |_| FOR_EVER)),
+        ops,
+        revision,
         warmup: arguments.warmup,
         seed: arguments.seed.unwrap_or_else(rand::random),
         concurrency: arguments.concurrency as usize,

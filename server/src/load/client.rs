@@ -83,8 +83,11 @@ impl Client {
         let mut stop = shared.stop.subscribe();
         loop {
             let mut begun = Instant::now();
+            let n = shared.sequence.fetch_add(1, Ordering::Relaxed);
+            if shared.options.ops.is_some_and(|ops| n >= ops) {
+                return self.acknowledged;
+            }
             if let Some(rate) = shared.options.rate {
-                let n = shared.sequence.fetch_add(1, Ordering::Relaxed);
                 begun = shared.begin + Duration::from_secs_f64(n as f64 / rate);
                 tokio::select! {
                     () = tokio::time::sleep_until(begun.min(end).into()) => {}

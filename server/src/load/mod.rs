@@ -22,13 +22,17 @@ use self::client::{Acknowledged, Client};
 use self::history::History;
 pub(crate) use self::report::Report;
 use self::report::{Environment, Progress, StoreCounters};
-pub(crate) use self::target::Target;
+pub(crate) use self::target::{Shape, Target};
 
 /// What to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// How long, after the warm-up.
     pub(crate) duration: Duration,
+    /// End after so many operations.
+    pub(crate) ops: Option<u64>,
+    /// Of this program, for the report.
+    pub(crate) revision: Option<&'static str>,
     /// For so long nothing counts.
     pub(crate) warmup: Duration,
     /// Of the random choices.
@@ -63,7 +67,7 @@ struct Shared {
     /// True: the clients are to end.
     stop: watch::Sender<bool>,
     begin: Instant,
-    /// Requests begun, for the open loop.
+    /// Requests begun, for the open loop and for a number of operations.
     sequence: AtomicU64,
     /// Numbers of clients; one whose outcome is unknown goes on under a new one.
     clients: AtomicU64,
@@ -173,6 +177,8 @@ pub(crate) async fn run(
         stores: after.since(&before),
         leaders: target.leaders().await,
         environment,
+        replicas: target.replicas(),
+        servers: target.environments().await,
     };
     Ok(Outcome {
         report,

@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::{Options, Target};
+use crate::cli::environment_json;
+use crate::proto::admin::Environment as StoreEnvironment;
 
 /// Longest latency that is told apart, in microseconds.
 const LATENCY_MAX: u64 = 600_000_000;
@@ -190,7 +192,7 @@ impl StoreCounters {
     }
 }
 
-/// Where it ran.
+/// Where the load generator ran.
 #[derive(Clone, Debug)]
 pub(super) struct Environment {
     processors: usize,
@@ -232,6 +234,14 @@ fn measure_fsync() -> std::io::Result<Duration> {
     Ok(times[times.len() / 2])
 }
 
+/// A version with the revision of its source, if known.
+fn version(version: &str, revision: &str) -> String {
+    match revision {
+        "" => version.to_owned(),
+        revision => format!("{version}+{revision}"),
+    }
+}
+
 /// The figures of one run.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -246,6 +256,10 @@ pub(crate) struct Report {
     pub(super) stores: StoreCounters,
     pub(super) leaders: BTreeMap<u64, u64>,
     pub(super) environment: Environment,
+    /// Fewest and most replicas of a group.
+    pub(super) replicas: (usize, usize),
+    /// Version and environment of each store.
+    pub(super) servers: BTreeMap<u64, (String, StoreEnvironment)>,
 }
 
 const QUANTILES: [(&str, f64); 6] = [
@@ -284,8 +298,11 @@ impl Report {
         line(
             "load",
             format!(
-                "{shape}, {} clients, {} B values, {} groups",
-                o.concurrency, o.value_bytes, self.groups
+                "{shape}, {} clients, {} B values, {} groups of {} replicas",
+                o.concurrency,
+                o.value_bytes,
+                self.groups,
+                self.replication_factor()
             ),
         );
         line(
@@ -358,18 +375,52 @@ impl Report {
         let fsync = e.fsync.map_or("unknown".to_owned(), |time| {
             millis(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
         });
+        for (stores, environment) in self.servers_alike() {
+            line(&format!("store {stores}"), environment);
+        }
         line(
-            "environment",
+            "client",
             format!(
-                "{} x {}, Linux {}, fdatasync p50 {fsync} (client's temporary directory), polyraft {}",
+                "{} x {}, Linux {}, fdatasync p50 {fsync} (its temporary directory), polyraft {}",
                 e.processors,
                 e.model,
                 e.kernel,
-                env!("CARGO_PKG_VERSION")
+                version(env!("CARGO_PKG_VERSION"), o.revision.unwrap_or_default())
             ),
         );
         line("seed", o.seed.to_string());
         text
+    }
+
+    fn replication_factor(&self) -> String {
+        match self.replicas {
+            (fewest, most) if fewest == most => most.to_string(),
+            (fewest, most) => format!("{fewest} to {most}"),
+        }
+    }
+
+    /// Stores that run alike share a line.
+    fn servers_alike(&self) -> Vec<(String, String)> {
+        let mut alike: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (store, (of, e)) in &self.servers {
+            let text = format!(
+                "polyraft {} ({}), RocksDB {}, {}, {} x {}, {:.1} GiB, Linux {}; {}",
+                version(of, &e.revision),
+                e.profile,
+                e.rocksdb,
+                e.filesystem,
+                e.processors,
+                e.processor_model,
+                e.memory_bytes as f64 / f64::from(1 << 30),
+                e.kernel,
+                e.sync_policy
+            );
+            alike.entry(text).or_default().push(store.to_string());
+        }
+        alike
+            .into_iter()
+            .map(|(text, stores)| (stores.join(","), text))
+            .collect()
     }
 
     /// For programs.
@@ -380,6 +431,7 @@ impl Report {
             .collect();
         json!({
             "concurrency": self.options.concurrency,
+            "ops": self.options.ops,
             "rate": self.options.rate,
             "value_bytes": self.options.value_bytes,
             "reads_percent": self.options.reads_percent,
@@ -404,7 +456,14 @@ impl Report {
                 "kernel": self.environment.kernel,
                 "fdatasync_p50_us": self.environment.fsync.map(|time| time.as_micros() as u64),
                 "version": env!("CARGO_PKG_VERSION"),
+                "revision": self.options.revision,
             },
+            "replication_factor": { "min": self.replicas.0, "max": self.replicas.1 },
+            "stores": self.servers.iter().map(|(store, (version, environment))| json!({
+                "store": store,
+                "version": version,
+                "environment": environment_json(environment),
+            })).collect::<Vec<_>>(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The cluster as the load generator sees it: groups, their leaders, channels to all stores.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,10 +10,25 @@ use tonic::transport::Channel;
 
 use crate::client::Client;
 use crate::peers::connect_lazily;
-use crate::proto::admin::{ListGroupsRequest, StatusRequest, StoreStatus};
+use crate::proto::admin::{Environment, Group, ListGroupsRequest, StatusRequest, StoreStatus};
 
-/// Connections to each store: one alone is limited by its window and one task's time.
-const CONNECTIONS: usize = 4;
+/// What of a cluster is put under load, and through how many connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    /// To each store: one alone is limited by its window and one task's time.
+    pub(crate) connections: usize,
+    /// Only these groups; empty: all that have a range.
+    pub(crate) groups: Vec<RangeInclusive<u64>>,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            connections: 4,
+            groups: Vec::new(),
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -21,6 +37,8 @@ pub(crate) struct Target {
     stores: BTreeMap<u64, Vec<Channel>>,
     admin: Client,
     next: AtomicUsize,
+    /// Fewest and most replicas of a group.
+    replicas: (usize, usize),
 }
 
 /// A group with a range.
@@ -36,7 +54,11 @@ impl Target {
     ///
     /// # Errors
     /// It cannot be asked, or has no groups.
-    pub(crate) async fn find(endpoints: &[String], timeout: Duration) -> Result<Self, String> {
+    pub(crate) async fn find(
+        endpoints: &[String],
+        timeout: Duration,
+        shape: &Shape,
+    ) -> Result<Self, String> {
         let admin = Client::new(endpoints, timeout)?;
         let request = ListGroupsRequest { local: false };
         let list = admin
@@ -46,25 +68,36 @@ impl Target {
                 |mut c, r| async move { c.list_groups(r).await },
             )
             .await;
+        let list = list.map_err(|failure| failure.message)?.groups;
+        if !list.iter().any(|group| group.start.is_some()) {
+            return Err("the cluster has no groups: run `polyraft init` first".to_owned());
+        }
+        let wanted = |group: &Group| {
+            let asked = shape
+                .groups
+                .iter()
+                .any(|range| range.contains(&group.group));
+            group.start.is_some() && (shape.groups.is_empty() || asked)
+        };
+        let list: Vec<Group> = list.into_iter().filter(wanted).collect();
+        let members = || list.iter().map(|group| group.members.len());
+        let replicas = (members().min().unwrap_or(0), members().max().unwrap_or(0));
         let groups: Vec<GroupTarget> = list
-            .map_err(|failure| failure.message)?
-            .groups
             .into_iter()
             .filter_map(|group| {
-                let leader = AtomicU64::new(group.leader_store);
                 Some(GroupTarget {
                     group: group.group,
                     start: group.start?,
-                    leader,
+                    leader: AtomicU64::new(group.leader_store),
                 })
             })
             .collect();
         if groups.is_empty() {
-            return Err("the cluster has no groups: run `polyraft init` first".to_owned());
+            return Err("none of the groups asked for has a range".to_owned());
         }
         let mut stores = BTreeMap::new();
         for status in status_of_all(&admin).await? {
-            let channels: Vec<Channel> = (0..CONNECTIONS)
+            let channels: Vec<Channel> = (0..shape.connections)
                 .filter_map(|_| connect_lazily(&status.address))
                 .collect();
             if !channels.is_empty() {
@@ -76,6 +109,7 @@ impl Target {
             stores,
             admin,
             next: AtomicUsize::new(0),
+            replicas,
         })
     }
 
@@ -84,9 +118,11 @@ impl Target {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let leader = self.groups[group].leader.load(Ordering::Relaxed);
         let any = || {
+            // Each of its connections before the next store.
+            let each = self.stores.values().next().map_or(1, Vec::len);
             self.stores
                 .values()
-                .nth(turn / CONNECTIONS % self.stores.len().max(1))
+                .nth(turn / each % self.stores.len().max(1))
         };
         let channels = self.stores.get(&leader).or_else(any)?;
         channels.get(turn % channels.len()).cloned()
@@ -110,6 +146,18 @@ impl Target {
     /// What every store says of itself.
     pub(super) async fn status(&self) -> Result<Vec<StoreStatus>, String> {
         status_of_all(&self.admin).await
+    }
+
+    /// Fewest and most replicas of a group.
+    pub(super) const fn replicas(&self) -> (usize, usize) {
+        self.replicas
+    }
+
+    /// Where each store runs, as far as it can be asked.
+    pub(super) async fn environments(&self) -> BTreeMap<u64, (String, Environment)> {
+        let stores = self.status().await.unwrap_or_default();
+        let told = |s: StoreStatus| Some((s.store, (s.version, s.environment?)));
+        stores.into_iter().filter_map(told).collect()
     }
 
     /// Groups led by each store.

@@ -1,9 +1,10 @@
 //! The command line: every verb as a table and as JSON, and errors that say what to do.
 
+use std::io::{Read, Write};
 use std::process::Command;
 use std::time::Duration;
 
-use polyraft_tests::process::{Cluster, Finished, Options, binary, run};
+use polyraft_tests::process::{Cluster, Finished, Options, binary, eventually, run};
 
 fn polyraft(arguments: &[&str]) -> Finished {
     run(
@@ -132,6 +133,125 @@ fn nobody_there_is_said_in_bounded_time() {
     );
 }
 
+/// What Prometheus scrapes: counters that grow, with the store as a label, on an address of their own.
+#[test]
+fn metrics_are_there_for_prometheus() {
+    let mut cluster = Cluster::stopped(Options {
+        stores: 1,
+        ..Options::default()
+    });
+    let address = format!("127.0.0.1:{}", polyraft_tests::process::free_port());
+    let mut arguments = cluster.store(1).arguments().to_vec();
+    arguments.extend(["--metrics-listen".to_owned(), address.clone()]);
+    cluster.store(1).restart_with(arguments);
+    eventually("init", || cluster.cli(&["init", "--groups", "3"]).success());
+    cluster.wait_for_leaders();
+    for turn in 0..5 {
+        let value = turn.to_string();
+        cluster
+            .cli(&["kv", "put", "key", &value])
+            .success()
+            .expect("serves");
+    }
+    let scrape = || -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect(&address)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = scrape().expect("an answer");
+    let value = |name: &str| -> f64 {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}{{")));
+        let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+        assert!(line.contains("store=\"1\""), "{line}");
+        let (_, value) = line.rsplit_once(' ').expect("a value");
+        value.parse().expect("a number")
+    };
+    assert!(text.contains("# HELP polyraft_proposals_total "), "{text}");
+    assert_eq!(value("polyraft_replicas"), 3.0);
+    assert_eq!(value("polyraft_leaders"), 3.0);
+    assert!(value("polyraft_proposals_total") >= 5.0);
+    assert!(value("polyraft_synced_writes_total") > 0.0);
+    assert_eq!(value("polyraft_disk_full"), 0.0);
+}
+
+/// So many operations on these groups and no others, and a report that says where it ran.
+#[test]
+fn load_by_operations_and_groups_and_what_its_report_says() {
+    let cluster = Cluster::start(Options::default());
+    let file = cluster.directory().join("report.json");
+    let path = file.to_string_lossy().into_owned();
+    let load = cluster.cli(&[
+        "load",
+        "--ops",
+        "500",
+        "--groups",
+        "2-3,5",
+        "--connections",
+        "2",
+        "--concurrency",
+        "7",
+        "--reads",
+        "10",
+        "--json",
+        &path,
+    ]);
+    let summary = load.success().expect("load runs").stdout;
+    for words in [
+        "3 groups of 3 replicas",
+        "RocksDB",
+        "fdatasync of every log record",
+    ] {
+        assert!(summary.contains(words), "no {words:?} in: {summary}");
+    }
+    let text = std::fs::read_to_string(&file).expect("a report");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let errors = report["errors"].as_object().expect("errors").values();
+    let errors: u64 = errors.filter_map(serde_json::Value::as_u64).sum();
+    assert_eq!(
+        report["ok"].as_u64().expect("a number") + errors,
+        500,
+        "{report}"
+    );
+    assert_eq!(report["groups"], 3);
+    assert_eq!(report["replication_factor"]["min"], 3);
+    let stores = report["stores"].as_array().expect("stores");
+    assert_eq!(stores.len(), 3);
+    for store in stores {
+        let environment = &store["environment"];
+        for name in [
+            "rocksdb",
+            "filesystem",
+            "sync_policy",
+            "processor_model",
+            "kernel",
+        ] {
+            let value = environment[name].as_str().expect("text");
+            assert!(!value.is_empty(), "no {name} in {environment}");
+        }
+        assert!(
+            environment["processors"].as_u64() > Some(0),
+            "{environment}"
+        );
+    }
+    // Nothing went to other groups: the first of them has its bootstrap and its leaders' entries only.
+    let list = cluster.json(&["group", "list"]).expect("a list");
+    let commits = |wanted: &[u64]| -> u64 {
+        let groups = list["groups"].as_array().expect("groups").iter();
+        let those = groups.filter(|g| g["group"].as_u64().is_some_and(|n| wanted.contains(&n)));
+        those.filter_map(|g| g["commit_index"].as_u64()).sum()
+    };
+    assert!(commits(&[2, 3, 5]) > 350, "{list}");
+    assert!(commits(&[1, 4, 6, 7, 8]) < 100, "{list}");
+
+    let none = cluster.cli(&["load", "--groups", "100-200", "--ops", "1"]);
+    assert_ne!(none.code(), 0);
+    assert!(none.stderr.contains("none of the groups"), "{none:?}");
+}
+
 /// The load generator's own history, checked from outside.
 #[test]
 fn load_writes_a_history_that_checks() {
@@ -159,6 +279,39 @@ fn load_writes_a_history_that_checks() {
     );
     let report = polyraft_tests::linearizability::check(&operations, &Default::default());
     assert!(report.is_linearizable(), "{report}");
+}
+
+/// What is kept in a directory, and how to go on by hand.
+#[test]
+fn a_demo_keeps_its_directory_if_asked() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let data = directory.path().join("demo");
+    let path = data.to_string_lossy().into_owned();
+    let arguments = [
+        "demo",
+        "--no-wait",
+        "--groups",
+        "4",
+        "--stores",
+        "4",
+        "--duration",
+        "3s",
+        "--data-dir",
+        &path,
+    ];
+    // The second one goes on with the stores of the first, on other ports.
+    for _ in 0..2 {
+        let finished = run(
+            Command::new(binary()).args(arguments),
+            Duration::from_secs(180),
+        );
+        let finished = finished.success().expect("ends well");
+        assert!(finished.stdout.contains("verified"), "{finished:?}");
+        assert!(finished.stdout.contains("store-N.log"), "{finished:?}");
+    }
+    for store in 1..=4 {
+        assert!(data.join(format!("store-{store}.log")).is_file());
+    }
 }
 
 /// The whole demonstration in small: three processes, load, a crash, and all acknowledged writes verified.

@@ -60,6 +60,19 @@ fn members_change_under_load() {
     };
     change(&cluster, group, &learner);
     workload.wait_for_progress(20);
+    // The list says the same as the description, for people and for scripts.
+    eventually("the learner in the list", || {
+        let table = cluster.cli(&["group", "list"]).success()?.stdout;
+        let list = cluster.json(&["group", "list"])?;
+        let members = list["groups"][0]["members"]
+            .as_array()
+            .ok_or("no members")?;
+        let roles: Vec<&str> = members.iter().filter_map(|m| m["role"].as_str()).collect();
+        if table.contains("1,2,3,4(learner)") && roles == ["voter", "voter", "voter", "learner"] {
+            return Ok(());
+        }
+        Err(format!("{table} {list}"))
+    });
 
     let arguments = ["promote", "--store", &fourth];
     let promoted = Change {

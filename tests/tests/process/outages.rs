@@ -86,6 +86,48 @@ fn a_store_that_is_asked_to_leave_drains() {
     history.assert_linearizable();
 }
 
+/// A store that comes back gets its share of the leaderships, and then nothing moves any more.
+#[test]
+fn leaderships_come_back_to_a_store_that_was_away() {
+    let mut cluster = Cluster::start(Options {
+        groups: 30,
+        start: vec!["--balance-interval".to_owned(), "500ms".to_owned()],
+        ..Options::default()
+    });
+    let leaders = |cluster: &Cluster| -> Result<Vec<u64>, String> {
+        let status = cluster.json(&["status"])?;
+        let stores = status["stores"].as_array().ok_or("no stores")?;
+        Ok(stores
+            .iter()
+            .filter_map(|s| s["leaders"].as_u64())
+            .collect())
+    };
+    cluster.store(2).kill();
+    eventually("the others to lead everything", || {
+        match leaders(&cluster)? {
+            all if all.iter().sum::<u64>() == 30 && all[1] == 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    cluster.store(2).start();
+    eventually("leaders on all stores", || match leaders(&cluster)? {
+        all if all.iter().all(|leaders| (9..=11).contains(leaders)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    // Balanced, it rests: many turns later the terms are the same.
+    let terms = |cluster: &Cluster| {
+        let list = cluster.json(&["group", "list"]).expect("a list");
+        let groups = list["groups"].as_array().expect("groups").iter();
+        groups
+            .map(|g| g["term"].as_u64().expect("a term"))
+            .collect::<Vec<_>>()
+    };
+    let before = terms(&cluster);
+    let passes = std::time::Duration::from_secs(4);
+    std::thread::sleep(passes);
+    assert_eq!(terms(&cluster), before, "leaderships move without need");
+}
+
 /// A drained store has nothing to replay that it did not flush: it starts, serves, and leaves again.
 #[test]
 fn leaving_and_coming_back_is_no_event() {
