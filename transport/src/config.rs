@@ -15,7 +15,7 @@ pub struct TransportConfig {
     pub incarnation: u64,
     /// Where other stores can reach this one, `host:port`.
     pub address: String,
-    /// Bytes in a frame, about; a single larger message still goes alone.
+    /// Bytes in a frame, about and at most 4 MiB; a single larger message still goes alone.
     pub frame_bytes_max: usize,
     /// Bytes of messages that wait for one store on the append lane; beyond it the oldest are
     /// dropped.
@@ -69,6 +69,9 @@ pub const PROTOCOL_MIN: u32 = 1;
 pub const PROTOCOL_MAX: u32 = 1;
 /// Bytes in a gRPC message at most.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a frame with more than one message at most, as [`size`](crate::codec::size) counts
+/// them. Receivers refuse more; it belongs to the protocol.
+pub(crate) const FRAME_BYTES_MAX: usize = 4 << 20;
 /// Bytes of one message at most, as [`size`](crate::codec::size) counts them: whatever its entries
 /// are like, a frame of this size stays below [`MESSAGE_BYTES_MAX`].
 pub(crate) const SINGLE_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;

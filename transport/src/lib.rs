@@ -20,6 +20,7 @@
 //! * Everything is counted as `polyraft_transport_*` through the `metrics` facade; a recorder must
 //!   be installed before the transport is made.
 
+mod bounded;
 mod codec;
 mod config;
 mod incoming;
@@ -45,12 +46,11 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tonic::transport::Server;
 
+pub use bounded::TransportService;
 pub use config::{PROTOCOL_MAX, PROTOCOL_MIN, TransportConfig};
 use incoming::Incoming;
 use link::{LaneKind, Peer};
-use proto::transport_server::TransportServer;
-use service::Hub;
-pub use service::Service;
+use service::{Hub, Service};
 
 /// See the crate's documentation.
 #[derive(Debug)]
@@ -110,12 +110,10 @@ impl GrpcTransport {
 
     /// The service that other stores call, to be added to a server; see [`serve`](Self::serve).
     #[must_use]
-    pub fn service(&self) -> TransportServer<Service> {
-        TransportServer::new(Service {
+    pub fn service(&self) -> TransportService {
+        TransportService::new(Service {
             hub: Arc::clone(&self.hub),
         })
-        .max_decoding_message_size(config::MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(config::MESSAGE_BYTES_MAX)
     }
 
     /// Serves nothing but this transport on a listener, for hosts without a server of their own.

@@ -210,9 +210,7 @@ async fn one_connection(
         Ok(channel) => channel,
         Err(error) => return error,
     };
-    let mut client = TransportClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = TransportClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (frames, outgoing) = mpsc::channel::<Frame>(FRAMES_IN_FLIGHT);
     let greeting = Frame {
         hello: Some(hello(config, peer.store, lane)),

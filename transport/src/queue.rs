@@ -13,7 +13,7 @@ use polyraft_multiraft::{GroupId, StoreId};
 use tokio::sync::Notify;
 
 use crate::codec;
-use crate::config::SINGLE_BYTES_MAX;
+use crate::config::{FRAME_BYTES_MAX, SINGLE_BYTES_MAX};
 use crate::link::LaneKind;
 use crate::meters::LaneOut;
 use crate::proto;
@@ -80,7 +80,7 @@ impl Queue {
 
     /// The next frame: everything that waits, up to a size.
     pub(crate) fn take(&self, bytes_max: usize) -> Option<proto::Frame> {
-        let bytes_max = bytes_max.min(SINGLE_BYTES_MAX);
+        let bytes_max = bytes_max.min(FRAME_BYTES_MAX);
         let mut waiting = self.waiting.lock();
         let mut frame = proto::Frame::default();
         let (mut bytes, mut count) = (0, 0);

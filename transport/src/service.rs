@@ -21,6 +21,9 @@ use crate::proto::transport_server::Transport as TransportService;
 use crate::proto::{Frame, Hello, LaneReply, SnapshotChunk, SnapshotReply};
 use crate::snapshot::{self, Pace};
 
+/// Bytes of a host name at most, and a port.
+const ADDRESS_BYTES_MAX: usize = 253 + 6;
+
 /// Called with store and address when a store says where it is.
 type OnAddress = Arc<dyn Fn(StoreId, &str) + Send + Sync>;
 
@@ -147,6 +150,12 @@ impl Hub {
                 hello.protocol_min, hello.protocol_max
             ));
         }
+        if hello.address.len() > ADDRESS_BYTES_MAX {
+            return refuse(format!(
+                "an address of {} bytes is none",
+                hello.address.len()
+            ));
+        }
         // Before anything of it is taken in: a store that is starting learns nothing yet.
         self.inbound()?;
         let store = StoreId(hello.from_store);
@@ -184,7 +193,7 @@ impl std::fmt::Debug for Hub {
 
 /// The gRPC service of a transport.
 #[derive(Clone, Debug)]
-pub struct Service {
+pub(crate) struct Service {
     pub(crate) hub: Arc<Hub>,
 }
 

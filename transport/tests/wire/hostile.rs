@@ -18,8 +18,8 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::support::{
-    CLUSTER, Node, append, channel, client, configured, connect, eventually, greeting, heartbeat,
-    hello, node, raft,
+    CLUSTER, Node, append, channel, client, configured, connect, ends, eventually, greeting,
+    heartbeat, hello, node, raft,
 };
 
 /// Sends bytes as they are where messages are expected.
@@ -56,7 +56,7 @@ async fn lane(channel: &Channel, frames: Vec<Bytes>) -> Result<Streaming<LaneRep
     grpc.ready().await.unwrap();
     let path = PathAndQuery::from_static("/polyraft.raft.v1.Transport/Lane");
     let frames = tokio_stream::iter(frames).chain(tokio_stream::pending());
-    let reply = grpc.streaming(Request::new(frames), path, Raw).await?;
+    let reply = ends(grpc.streaming(Request::new(frames), path, Raw)).await?;
     Ok(reply.into_inner())
 }
 
@@ -97,11 +97,14 @@ async fn the_wrong_cluster_store_and_version_are_refused_with_the_reason() {
     two.transport
         .on_address(move |store, address| note.lock().push((store, address.to_owned())));
     let address = |hello: &mut Hello| hello.address = "elsewhere:1".to_owned();
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 7] = [
         ("belongs to cluster 0000000000000008", |h| h.cluster = 8),
         ("this is store 2, not store 3", |h| h.to_store = 3),
         ("another process claims to be store 2", |h| h.from_store = 2),
         ("another process claims to be store 0", |h| h.from_store = 0),
+        ("an address of 300 bytes is none", |h| {
+            h.address = "x".repeat(300)
+        }),
         ("it speaks 2 to 9", |h| {
             (h.protocol_min, h.protocol_max) = (2, 9);
         }),
@@ -130,7 +133,12 @@ async fn the_wrong_cluster_store_and_version_are_refused_with_the_reason() {
     address(&mut right);
     let frames = vec![bytes(&greeting(right)), bytes(&vote_frame())];
     let mut replies = lane(&channel(&two).await, frames).await.unwrap();
-    let welcome = replies.message().await.unwrap().unwrap().welcome.unwrap();
+    let welcome = ends(replies.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .welcome
+        .unwrap();
     assert_eq!((welcome.cluster, welcome.from_store), (CLUSTER, 2));
     eventually("delivered", || two.received().len() == 1).await;
     assert_eq!(learned.lock()[..], [(StoreId(1), "elsewhere:1".to_owned())]);
@@ -161,6 +169,8 @@ async fn a_first_frame_that_is_no_hello_is_refused() {
         (Code::InvalidArgument, Bytes::new()),
         (Code::InvalidArgument, bytes(&with_messages)),
         (Code::Internal, garbage),
+        // Before anybody has looked at its hello.
+        (Code::Internal, Bytes::from([0x12, 0].repeat(100_000))),
     ];
     for (count, (code, first)) in (1..).zip(cases) {
         let status = lane(&channel, vec![first]).await.unwrap_err();
@@ -205,6 +215,10 @@ fn malformed_frames() -> Vec<(&'static str, Bytes)> {
             ]),
         ),
         ("an oversized frame", Bytes::from(vec![0; (64 << 20) + 1])),
+        (
+            "more messages than anybody sends",
+            Bytes::from([0x12, 0].repeat(100_000)),
+        ),
         ("a short column", beats(|beats| beats.term.truncate(1))),
         ("a long column", beats(|beats| beats.commit.push(1))),
         ("nobody in a column", beats(|beats| beats.from[1] = 0)),
@@ -222,9 +236,9 @@ async fn malformed_frames_are_refused_and_counted_and_the_connection_recovers() 
     for (count, (what, malformed)) in (1..).zip(malformed_frames()) {
         let frames = vec![bytes(&greeting(hello())), malformed, bytes(&vote_frame())];
         let mut replies = lane(&channel, frames).await.unwrap();
-        let welcome = replies.message().await.unwrap();
+        let welcome = ends(replies.message()).await.unwrap();
         assert!(welcome.is_some_and(|reply| reply.welcome.is_some()));
-        let status = replies.message().await.expect_err(what);
+        let status = ends(replies.message()).await.expect_err(what);
         assert!(!status.message().is_empty());
         assert_eq!(two.refused(), count, "{what}");
         assert!(two.received().is_empty(), "{what}: nothing of it is taken");
@@ -276,7 +290,9 @@ async fn a_lane_that_says_nothing_is_closed() {
     let status = lane(&channel, vec![]).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     let mut client = client(&two).await;
-    let status = client.snapshot(tokio_stream::pending()).await.unwrap_err();
+    let status = ends(client.snapshot(tokio_stream::pending()))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(two.refused(), 2);
     assert_eq!(two.notes.snapshots.lock().begun, 0);
@@ -293,7 +309,7 @@ async fn a_connection_that_says_nothing_is_closed() {
         silent.write_all(said).await.unwrap();
         // What the server said before is of no interest, only that it ends.
         let mut rest = Vec::new();
-        let _ = silent.read_to_end(&mut rest).await;
+        let _ = ends(silent.read_to_end(&mut rest)).await;
     }
 }
 
@@ -304,7 +320,7 @@ async fn what_is_not_even_http2_is_closed_and_does_no_harm() {
         let mut stranger = TcpStream::connect(&two.address).await.unwrap();
         stranger.write_all(said).await.unwrap();
         let mut rest = Vec::new();
-        let _ = stranger.read_to_end(&mut rest).await;
+        let _ = ends(stranger.read_to_end(&mut rest)).await;
     }
     let one = node(CLUSTER, 1, 1).await;
     connect(&one, &two, 2);

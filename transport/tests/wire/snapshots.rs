@@ -16,7 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::support::{
-    CLUSTER, Node, UNWANTED, client, configured, connect, eventually, hello, node, snapshot_header,
+    CLUSTER, Node, UNWANTED, client, configured, connect, ends, eventually, hello, node,
+    snapshot_header,
 };
 
 /// Gives chunks, and then ends or fails. Says when it is dropped.
@@ -77,7 +78,7 @@ fn begin(one: &Node, group: u64, chunks: Vec<Bytes>, then: Option<StateMachineEr
 }
 
 async fn send(one: &Node, group: u64, chunks: Vec<Bytes>) -> SnapshotOutcome {
-    begin(one, group, chunks, None).outcome.await.unwrap()
+    ends(begin(one, group, chunks, None).outcome).await.unwrap()
 }
 
 async fn pair() -> (Node, Node) {
@@ -129,7 +130,10 @@ async fn a_source_that_fails_leaves_the_receiver_clean() {
     let (one, two) = pair().await;
     let error = StateMachineError::Fatal("for the test".to_owned());
     let sending = begin(&one, 1, vec![Bytes::from_static(b"part")], Some(error));
-    assert_eq!(sending.outcome.await.unwrap(), SnapshotOutcome::Failed);
+    assert_eq!(
+        ends(sending.outcome).await.unwrap(),
+        SnapshotOutcome::Failed
+    );
     is_clean(&two).await;
 }
 
@@ -160,7 +164,10 @@ async fn a_sender_that_stops_gives_up_its_snapshots() {
     let sending = begin(&one, 1, vec![Bytes::from(vec![1; 1 << 20]); 3], None);
     eventually("begun", || !two.notes.snapshots.lock().data.is_empty()).await;
     one.transport.shutdown();
-    assert_eq!(sending.outcome.await.unwrap(), SnapshotOutcome::Failed);
+    assert_eq!(
+        ends(sending.outcome).await.unwrap(),
+        SnapshotOutcome::Failed
+    );
     eventually("let go", || sending.source_dropped.load(Ordering::SeqCst)).await;
     is_clean(&two).await;
 }
@@ -176,7 +183,10 @@ async fn a_receiver_that_stops_gives_up_its_snapshots() {
     eventually("begun", || !two.notes.snapshots.lock().data.is_empty()).await;
     two.transport.shutdown();
     is_clean(&two).await;
-    assert_eq!(sending.outcome.await.unwrap(), SnapshotOutcome::Failed);
+    assert_eq!(
+        ends(sending.outcome).await.unwrap(),
+        SnapshotOutcome::Failed
+    );
 }
 
 #[tokio::test]
@@ -188,7 +198,7 @@ async fn the_byte_rate_is_one_for_all_snapshots_of_a_store() {
     connect(&one, &two, 2);
     let first = begin(&one, 1, vec![Bytes::from(vec![1; 1 << 20])], None);
     // One chunk is sent ahead, and the end of the snapshot costs nothing.
-    assert_eq!(first.outcome.await.unwrap(), SnapshotOutcome::Sent);
+    assert_eq!(ends(first.outcome).await.unwrap(), SnapshotOutcome::Sent);
     let mut second = begin(&one, 1, vec![Bytes::from_static(b"x")], None);
     eventually("begun", || two.notes.snapshots.lock().begun == 2).await;
     assert!(two.notes.snapshots.lock().data.is_empty());
@@ -197,7 +207,7 @@ async fn the_byte_rate_is_one_for_all_snapshots_of_a_store() {
         "it waits for the first one's time"
     );
     one.transport.shutdown();
-    assert_eq!(second.outcome.await.unwrap(), SnapshotOutcome::Failed);
+    assert_eq!(ends(second.outcome).await.unwrap(), SnapshotOutcome::Failed);
 }
 
 /// The chunk that begins a snapshot.
@@ -251,7 +261,8 @@ fn wrong(mut chunk: SnapshotChunk, change: fn(&mut SnapshotChunk)) -> SnapshotCh
 
 async fn offer(node: &Node, chunks: Vec<SnapshotChunk>) -> Result<(), Status> {
     let mut client = client(node).await;
-    client.snapshot(tokio_stream::iter(chunks)).await.map(drop)
+    let call = client.snapshot(tokio_stream::iter(chunks));
+    ends(call).await.map(drop)
 }
 
 fn in_header(change: fn(&mut SnapshotHeader)) -> SnapshotChunk {
@@ -375,7 +386,7 @@ async fn a_sender_that_falls_silent_in_the_middle_is_given_up() {
     let two = configured(CLUSTER, 2, 1, quick).await;
     let mut client = client(&two).await;
     let chunks = tokio_stream::iter([header(), chunk(1, b"ab")]).chain(tokio_stream::pending());
-    let status = client.snapshot(chunks).await.unwrap_err();
+    let status = ends(client.snapshot(chunks)).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(two.refused(), 1);
     is_clean(&two).await;

@@ -184,6 +184,13 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     panic!("never: {what}");
 }
 
+/// What must end by itself; how long it takes is not judged.
+pub(crate) async fn ends<T>(what: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(60);
+    let ended = tokio::time::timeout(limit, what).await;
+    ended.expect("it does not end by itself")
+}
+
 pub(crate) fn raft(group: u64, payload: Payload) -> GroupMessage {
     let message = Message {
         from: ReplicaId(1),
