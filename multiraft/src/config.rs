@@ -77,7 +77,11 @@ impl HostConfig {
         }
     }
 
-    pub(crate) fn validate(&self) -> Result<(), HostError> {
+    /// Whether a host can work so.
+    ///
+    /// # Errors
+    /// Which parameter is wrong, and how.
+    pub fn validate(&self) -> Result<(), HostError> {
         let checks = [
             (self.store.0 > 0, "store must not be 0"),
             (

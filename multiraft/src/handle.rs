@@ -235,6 +235,27 @@ impl HostHandle {
             group,
             changes,
             transition,
+            expected: None,
+            respond,
+        };
+        self.request(group, Input::Admin(change));
+    }
+
+    /// The same for a change that was decided on by looking at a descriptor: refused if
+    /// [`Epoch::membership`](crate::Epoch::membership) is not `expected` any more.
+    pub fn change_members_if(
+        &self,
+        group: GroupId,
+        expected: u64,
+        changes: Vec<MemberChange>,
+        transition: Transition,
+        respond: Responder<Result<GroupDescriptor, Reject>>,
+    ) {
+        let change = Admin::ChangeMembers {
+            group,
+            changes,
+            transition,
+            expected: Some(expected),
             respond,
         };
         self.request(group, Input::Admin(change));

@@ -127,6 +127,8 @@ pub enum Admin {
         changes: Vec<MemberChange>,
         /// How.
         transition: Transition,
+        /// Only if the descriptor's membership epoch still is this.
+        expected: Option<u64>,
         /// Whom to answer.
         respond: Responder<Result<GroupDescriptor, Reject>>,
     },

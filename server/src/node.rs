@@ -6,7 +6,7 @@
 //! start has nothing to replay.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -62,23 +62,31 @@ pub(crate) async fn run(
 ) -> Result<(), String> {
     log_to_standard_error(&arguments.log)?;
     let mut leave = Leave::new()?;
-    let store = open(&arguments).await?;
+    // Everything that may be wrong with the arguments is found before the directory is touched.
+    let own = own_address(&arguments)?;
+    let config = host_config(&arguments, StoreId(arguments.store_id));
+    config.validate().map_err(|error| error.to_string())?;
     let listener = listen(&arguments)?;
+    let store = open(&arguments).await?;
     let scrape = match arguments.metrics_listen {
         Some(address) => Some(Scrape::bind(address, arguments.store_id).await?),
         None => None,
     };
-    let peers = Arc::new(Peers::new(
-        arguments.store_id,
-        addresses(&arguments, &store)?,
-    ));
+    let kept = kept_addresses(&store)?;
+    let mut addresses = kept.clone();
+    addresses.extend(arguments.peers.iter().cloned());
+    addresses.insert(arguments.store_id, own);
+    let peers = Arc::new(Peers::new(arguments.store_id, addresses));
+    for known in kept.into_keys() {
+        peers.confirm(known);
+    }
     let who = tokio::select! {
         who = identify(&arguments, &store, &peers, &listener) => who?,
         () = leave.asked() => return Ok(()),
     };
     store
         .meta()
-        .put_server(ADDRESSES, encode_addresses(&peers.addresses()))
+        .put_server(ADDRESSES, encode_addresses(&peers.confirmed()))
         .map_err(|e| e.to_string())?;
     tracing::info!(store = arguments.store_id, cluster = format!("{:016x}", who.identity.cluster),
         address = %arguments.listen, incarnation = who.instance.incarnation, "starting");
@@ -258,20 +266,34 @@ fn listen(arguments: &StartArguments) -> Result<TcpListener, String> {
     Ok(listener)
 }
 
-/// What was known before, then what the command line says, which is newer.
-fn addresses(arguments: &StartArguments, store: &Store) -> Result<BTreeMap<u64, String>, String> {
-    let kept = store
-        .meta()
-        .get_server(ADDRESSES)
-        .map_err(|error| error.to_string())?;
-    let mut addresses = kept.map(|kept| decode_addresses(&kept)).unwrap_or_default();
-    addresses.extend(arguments.peers.iter().cloned());
-    let own = arguments
-        .advertise
-        .clone()
-        .unwrap_or_else(|| arguments.listen.to_string());
-    addresses.insert(arguments.store_id, own);
-    Ok(addresses)
+/// What was known before the restart.
+fn kept_addresses(store: &Store) -> Result<BTreeMap<u64, String>, String> {
+    let kept = store.meta().get_server(ADDRESSES);
+    let kept = kept.map_err(|error| error.to_string())?;
+    Ok(kept.map(|kept| decode_addresses(&kept)).unwrap_or_default())
+}
+
+/// Where the others reach this store: as it is told to advertise, as the list of all stores says, or where
+/// it listens.
+fn own_address(arguments: &StartArguments) -> Result<String, String> {
+    let listed = arguments
+        .peers
+        .iter()
+        .find(|(store, _)| *store == arguments.store_id);
+    let listed = listed.map(|(_, address)| address.clone());
+    let own = arguments.advertise.clone().or(listed);
+    let own = own.unwrap_or_else(|| arguments.listen.to_string());
+    let anywhere = own
+        .parse::<SocketAddr>()
+        .is_ok_and(|address| address.ip().is_unspecified());
+    if anywhere {
+        return Err(format!(
+            "{own} does not say where other stores reach this one: give its address with \
+             --advertise HOST:PORT, or as {}=HOST:PORT in --peers",
+            arguments.store_id
+        ));
+    }
+    Ok(own)
 }
 
 /// Who this store is.
@@ -522,10 +544,12 @@ async fn greet(server: &Server) {
             continue;
         }
         if hello.store != *store {
+            let forgotten = server.peers.forget(*store);
             tracing::error!(
                 store,
                 address,
-                "store {} answers at this address",
+                forgotten,
+                "store {} answers at this address: check --peers",
                 hello.store
             );
             continue;
@@ -537,10 +561,12 @@ async fn greet(server: &Server) {
             tracing::error!(store, address, "{why}");
             continue;
         }
+        news |= server.peers.confirm(*store);
         for (store, address) in &hello.addresses {
             // A store knows its own address best; of others one hears only what one did not know.
             if *store == hello.store || server.peers.address(*store).is_none() {
                 news |= server.peers.learn(*store, address);
+                news |= server.peers.confirm(*store);
             }
         }
     }

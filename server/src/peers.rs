@@ -24,6 +24,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 pub struct Peers {
     me: u64,
     addresses: RwLock<BTreeMap<u64, String>>,
+    /// Stores that have answered for themselves, here or to a store that told of it. The others are
+    /// what a command line says, and are told to nobody.
+    confirmed: RwLock<BTreeSet<u64>>,
     channels: Mutex<BTreeMap<u64, (String, Channel)>>,
     connected: RwLock<BTreeSet<u64>>,
     /// Hears of every address, once it is there.
@@ -37,6 +40,7 @@ impl Peers {
         Self {
             me,
             addresses: RwLock::new(addresses),
+            confirmed: RwLock::new(BTreeSet::from([me])),
             channels: Mutex::default(),
             connected: RwLock::default(),
             transport: OnceLock::new(),
@@ -47,6 +51,30 @@ impl Peers {
     #[must_use]
     pub fn addresses(&self) -> BTreeMap<u64, String> {
         self.addresses.read().clone()
+    }
+
+    /// The addresses of this store and of those that have answered for themselves.
+    #[must_use]
+    pub fn confirmed(&self) -> BTreeMap<u64, String> {
+        let confirmed = self.confirmed.read();
+        let mut addresses = self.addresses();
+        addresses.retain(|store, _| confirmed.contains(store));
+        addresses
+    }
+
+    /// A store has answered for itself, here or where this is heard from; whether that is news.
+    pub fn confirm(&self, store: u64) -> bool {
+        self.confirmed.write().insert(store)
+    }
+
+    /// Another store answers at the address of `store`: whoever named the address was wrong, unless
+    /// `store` has answered for itself before and may come back. Returns whether it is forgotten.
+    pub fn forget(&self, store: u64) -> bool {
+        if self.confirmed.read().contains(&store) {
+            return false;
+        }
+        self.channels.lock().remove(&store);
+        self.addresses.write().remove(&store).is_some()
     }
 
     /// The address of one store.
@@ -200,6 +228,21 @@ mod tests {
         assert!(!peers.learn(2, "b:2"));
         assert!(peers.learn(2, "c:2"));
         assert!(!peers.learn(1, "d:4"));
+        assert_eq!(peers.others(), [2]);
+    }
+
+    #[test]
+    fn what_a_command_line_says_is_told_to_nobody_before_it_is_true() {
+        let named = [
+            (1, "a:1".to_owned()),
+            (2, "b:2".to_owned()),
+            (9, "b:2".to_owned()),
+        ];
+        let peers = Peers::new(1, BTreeMap::from(named));
+        assert_eq!(peers.confirmed().into_keys().collect::<Vec<_>>(), [1]);
+        assert!(peers.confirm(2) && !peers.confirm(2));
+        assert_eq!(peers.confirmed().into_keys().collect::<Vec<_>>(), [1, 2]);
+        assert!(peers.forget(9) && !peers.forget(2));
         assert_eq!(peers.others(), [2]);
     }
 }

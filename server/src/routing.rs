@@ -243,8 +243,7 @@ impl Server {
                 return Ok(route);
             }
             if call.forwarded || Instant::now() + pause >= call.deadline {
-                let text =
-                    "no group holds this key: has the cluster been initialised (`polyraft init`)?";
+                let text = "no group holds this key: either nobody has run `polyraft init`, or the group of its range was destroyed";
                 return Err(Failure::new(Reason::NotInitialised, text));
             }
             sleep_until(Instant::now() + pause).await;

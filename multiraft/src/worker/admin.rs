@@ -31,8 +31,12 @@ impl Worker {
                 group,
                 changes,
                 transition,
+                expected,
                 respond,
             } => {
+                if let Err(reject) = self.check_epoch(group, expected) {
+                    return respond.answer(Err(reject));
+                }
                 self.change_members(group, &changes, transition, respond);
             }
             Admin::Transfer { group, to, respond } => self.transfer(group, to, respond),
@@ -51,6 +55,19 @@ impl Worker {
                 Some(replica) => respond.answer(Ok(describe(replica))),
                 None => respond.answer(Err(Reject::NoGroup(group))),
             },
+        }
+    }
+
+    fn check_epoch(&self, group: GroupId, expected: Option<u64>) -> Result<(), Reject> {
+        let Some(replica) = self.replicas.get(&group) else {
+            return Ok(());
+        };
+        let now = replica.descriptor.epoch.membership;
+        match expected {
+            Some(expected) if expected != now => Err(Reject::Refused(
+                "the members changed meanwhile; look at the group and try again".to_owned(),
+            )),
+            _ => Ok(()),
         }
     }
 

@@ -14,8 +14,8 @@ use crate::embed::new_descriptor;
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::internal_client::InternalClient;
 use crate::proto::admin::{
-    CreateReplicaRequest, DestroyReplicaRequest, Group, MemberRole, ReserveGroupRequest,
-    ReserveGroupResponse,
+    CreateReplicaRequest, DestroyGroupRequest, DestroyReplicaRequest, Group, MemberRole,
+    ReserveGroupRequest, ReserveGroupResponse,
 };
 use crate::routing::Call;
 use crate::server::{Server, futures_join};
@@ -236,12 +236,22 @@ impl Server {
     }
 
     /// Destroys a group for ever; the members that could not be reached.
-    pub(super) async fn destroy_group(&self, group: u64, call: Call) -> Result<Vec<u64>, Failure> {
+    pub(super) async fn destroy_group(
+        &self,
+        request: DestroyGroupRequest,
+        call: Call,
+    ) -> Result<Vec<u64>, Failure> {
+        let group = request.group;
         self.check_exists(group, call).await?;
-        let route = self
-            .route_of_group(group)
-            .map(|route| route.stores.clone())
-            .unwrap_or_default();
+        let route = self.route_of_group(group);
+        if !request.force && route.as_ref().is_some_and(|route| route.range.is_some()) {
+            let text = format!(
+                "group {group} holds a range of keys, which no group would hold any more: \
+                 if that is meant, force it (`polyraft group destroy {group} --force`)"
+            );
+            return Err(Failure::new(Reason::Refused, text));
+        }
+        let route = route.map(|route| route.stores.clone()).unwrap_or_default();
         let destroy =
             |store: u64| async move { (store, self.destroy_replica_at(store, group, call).await) };
         let results = futures_join(route.iter().map(|store| destroy(*store))).await;

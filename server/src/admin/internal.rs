@@ -85,7 +85,7 @@ impl Server {
             store: self.me,
             cluster: self.cluster,
             founder: self.founder,
-            addresses: self.peers.addresses().into_iter().collect(),
+            addresses: self.peers.confirmed().into_iter().collect(),
             instance: self.instance.id,
             incarnation: self.instance.incarnation,
             ..HelloResponse::default()
@@ -105,7 +105,9 @@ impl Server {
             );
             return HelloResponse { refused, ..answer };
         }
-        if self.peers.learn(hello.store, &hello.address) {
+        let news = self.peers.learn(hello.store, &hello.address);
+        // One that waits for a cluster may still join another one.
+        if hello.cluster != 0 && (self.peers.confirm(hello.store) || news) {
             self.keep_addresses();
         }
         answer
@@ -131,7 +133,7 @@ impl Server {
 
     /// Addresses as they are now, for the next start.
     pub(crate) fn keep_addresses(&self) {
-        let all = encode_addresses(&self.peers.addresses());
+        let all = encode_addresses(&self.peers.confirmed());
         if let Err(error) = self.meta.put_server(ADDRESSES, all) {
             tracing::warn!(%error, "the addresses of the stores could not be kept");
         }

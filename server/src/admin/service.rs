@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use polyraft_core::{ConfChangeKind, RoleName, Transition};
-use polyraft_multiraft::{GroupId, MemberChange, StoreId};
+use polyraft_multiraft::{GroupId, GroupStatus, MemberChange, StoreId};
 use tonic::{Request, Response, Status};
 
 use super::view;
@@ -96,10 +96,7 @@ impl Admin for AdminService {
         request: Request<DestroyGroupRequest>,
     ) -> Result<Response<DestroyGroupResponse>, Status> {
         let call = Call::new(request.metadata(), false);
-        let later = self
-            .0
-            .destroy_group(request.into_inner().group, call)
-            .await?;
+        let later = self.0.destroy_group(request.into_inner(), call).await?;
         Ok(Response::new(DestroyGroupResponse { later }))
     }
 
@@ -299,11 +296,8 @@ impl Server {
         call: Call,
     ) -> Result<ChangeMembersResponse, Failure> {
         let group = request.group;
-        let changes: Vec<MemberChange> = request
-            .changes
-            .iter()
-            .map(to_change)
-            .collect::<Result<_, _>>()?;
+        let wanted = &request.changes;
+        let changes: Vec<MemberChange> = wanted.iter().map(to_change).collect::<Result<_, _>>()?;
         if changes.is_empty() {
             return Err(Failure::new(Reason::BadRequest, "no change is asked for"));
         }
@@ -317,9 +311,19 @@ impl Server {
         let local = || {
             let changes = changes.clone();
             async move {
+                let id = GroupId(group);
+                let describe = |respond| self.handle.describe(id, respond);
+                let looking = Call {
+                    reads: true,
+                    ..call
+                };
+                let status = self.ask(group, looking, describe).await?;
+                check_changes(&status, wanted)?;
+                let epoch = status.descriptor.epoch.membership;
                 let change = |respond| {
+                    let how = Transition::Auto;
                     self.handle
-                        .change_members(GroupId(group), changes, Transition::Auto, respond);
+                        .change_members_if(id, epoch, changes, how, respond);
                 };
                 let descriptor = self.ask(group, call, change).await?;
                 Ok(ChangeMembersResponse {
@@ -373,10 +377,39 @@ impl Server {
     }
 }
 
+/// Refuses what Raft would do but nobody means: a vote that is lost by adding, a group that shrinks by
+/// replacing.
+fn check_changes(
+    status: &GroupStatus,
+    changes: &[crate::proto::admin::MemberChange],
+) -> Result<(), Failure> {
+    let (group, several) = (status.descriptor.group, changes.len() > 1);
+    for change in changes {
+        let store = change.store;
+        let replica = status.descriptor.replica_on(StoreId(store));
+        let votes = replica.is_some_and(|id| status.raft.conf_state.voters.contains(&id));
+        let why = match change.kind() {
+            ChangeKind::AddLearner if votes => format!(
+                "store {store} is a voter of group {group} already; \
+                 `polyraft group demote` would take its vote"
+            ),
+            ChangeKind::Demote if replica.is_none() => {
+                format!("store {store} has no replica of group {group}")
+            }
+            ChangeKind::AddVoter if votes && several => format!(
+                "store {store} is a voter of group {group} already, so that the group would only shrink"
+            ),
+            _ => continue,
+        };
+        return Err(Failure::new(Reason::BadRequest, why));
+    }
+    Ok(())
+}
+
 fn to_change(change: &crate::proto::admin::MemberChange) -> Result<MemberChange, Failure> {
     let kind = match change.kind() {
         ChangeKind::AddVoter => ConfChangeKind::AddVoter,
-        ChangeKind::AddLearner => ConfChangeKind::AddLearner,
+        ChangeKind::AddLearner | ChangeKind::Demote => ConfChangeKind::AddLearner,
         ChangeKind::Remove => ConfChangeKind::Remove,
         ChangeKind::Unspecified => {
             return Err(Failure::new(Reason::BadRequest, "a change without a kind"));

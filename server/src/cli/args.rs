@@ -266,6 +266,9 @@ pub(super) enum GroupVerb {
     Destroy {
         /// Number of the group.
         group: u64,
+        /// Also a group with a range of keys, which no group holds from then on.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         connection: Connection,
     },

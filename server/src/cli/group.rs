@@ -20,10 +20,14 @@ pub(super) async fn run(verb: GroupVerb) -> Result<(), String> {
             connection,
         } => describe(group, local, &connection).await,
         GroupVerb::Create { stores, connection } => create(stores, &connection).await,
-        GroupVerb::Destroy { group, connection } => destroy(group, &connection).await,
+        GroupVerb::Destroy {
+            group,
+            force,
+            connection,
+        } => destroy(group, force, &connection).await,
         GroupVerb::AddLearner(member) => change_one(ChangeKind::AddLearner, member).await,
         GroupVerb::Promote(member) => change_one(ChangeKind::AddVoter, member).await,
-        GroupVerb::Demote(member) => change_one(ChangeKind::AddLearner, member).await,
+        GroupVerb::Demote(member) => change_one(ChangeKind::Demote, member).await,
         GroupVerb::Remove(member) => change_one(ChangeKind::Remove, member).await,
         GroupVerb::Replace {
             group,
@@ -197,9 +201,9 @@ async fn create(stores: Vec<u64>, connection: &Connection) -> Result<(), Failure
     Ok(())
 }
 
-async fn destroy(group: u64, connection: &Connection) -> Result<(), Failure> {
+async fn destroy(group: u64, force: bool, connection: &Connection) -> Result<(), Failure> {
     let client = client(connection)?;
-    let request = DestroyGroupRequest { group };
+    let request = DestroyGroupRequest { group, force };
     let answer = client
         .admin(false, request, |mut c, r| async move {
             c.destroy_group(r).await

@@ -226,6 +226,9 @@ pub struct CreateGroupResponse {
 pub struct DestroyGroupRequest {
     #[prost(uint64, tag = "1")]
     pub group: u64,
+    /// Also a group with a range, whose keys no group holds from then on.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DestroyGroupResponse {
@@ -385,9 +388,13 @@ impl MemberRole {
 #[repr(i32)]
 pub enum ChangeKind {
     Unspecified = 0,
+    /// Gives a vote to a learner, or to a new member once it has caught up.
     AddVoter = 1,
+    /// Refused for a voter, who would lose its vote: that is DEMOTE.
     AddLearner = 2,
     Remove = 3,
+    /// A voter becomes a learner.
+    Demote = 4,
 }
 impl ChangeKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -400,6 +407,7 @@ impl ChangeKind {
             Self::AddVoter => "CHANGE_KIND_ADD_VOTER",
             Self::AddLearner => "CHANGE_KIND_ADD_LEARNER",
             Self::Remove => "CHANGE_KIND_REMOVE",
+            Self::Demote => "CHANGE_KIND_DEMOTE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -409,6 +417,7 @@ impl ChangeKind {
             "CHANGE_KIND_ADD_VOTER" => Some(Self::AddVoter),
             "CHANGE_KIND_ADD_LEARNER" => Some(Self::AddLearner),
             "CHANGE_KIND_REMOVE" => Some(Self::Remove),
+            "CHANGE_KIND_DEMOTE" => Some(Self::Demote),
             _ => None,
         }
     }

@@ -47,3 +47,41 @@ fn a_destroyed_group_does_not_come_back() {
         "the number of a destroyed group is not used again"
     );
 }
+
+/// What Raft would do but nobody means: a vote lost by adding, a group that shrinks by replacing, keys that
+/// belong to nobody.
+#[test]
+fn slips_that_cost_votes_or_keys_are_refused() {
+    let cluster = Cluster::start(Options::default());
+    let group = cluster.groups().expect("groups")[0];
+    let id = group.to_string();
+    for (arguments, word) in [
+        (
+            &["group", "add-learner", &id, "--store", "1"][..],
+            "is a voter",
+        ),
+        (
+            &["group", "replace", &id, "--from", "1", "--to", "2"],
+            "only shrink",
+        ),
+        (&["group", "destroy", &id], "--force"),
+    ] {
+        let refusal = eventually("a refusal", || match cluster.cli(arguments).success() {
+            Err(text) if text.contains(word) => Ok(text),
+            other => Err(format!("{other:?}")),
+        });
+        assert!(!refusal.is_empty());
+    }
+    let members = |cluster: &Cluster| cluster.describe(group).map(|view| view.voters.len());
+    assert_eq!(members(&cluster), Ok(3));
+    eventually("a demotion", || {
+        // Asked again after a lost answer it changes nothing and succeeds.
+        cluster
+            .cli(&["group", "demote", &id, "--store", "3"])
+            .success()
+    });
+    assert_eq!(members(&cluster), Ok(2));
+    eventually("the group to be destroyed", || {
+        cluster.cli(&["group", "destroy", &id, "--force"]).success()
+    });
+}

@@ -188,3 +188,63 @@ fn an_old_copy_of_the_directory_is_refused() {
         assert_says(&refused(&arguments), &["old copy", "store 2"]);
     }
 }
+
+/// Whoever mistypes the list of stores must not make the others believe in a store that is none.
+#[test]
+fn a_store_that_is_none_is_forgotten_and_told_to_nobody() {
+    let mut cluster = Cluster::start(Options::default());
+    let fourth = cluster.add_store();
+    eventually("store 4 to be heard", || all_up(&cluster, 4));
+    let wrong = format!("9={}", cluster.store(1).address());
+    assert_eq!(cluster.store(fourth).terminate().code(), Some(0));
+    let arguments = with(cluster.store(fourth).arguments(), "--peers", &wrong);
+    cluster.store(fourth).restart_with(arguments);
+    eventually("store 4 to complain", || {
+        let log = cluster.store(fourth).log();
+        if log.contains("check --peers") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    eventually("store 4 to be heard again", || all_up(&cluster, 4));
+    for endpoint in cluster.endpoints() {
+        let status = cluster.cli_at(&[endpoint], &["status", "-o", "json"]);
+        let status = status
+            .success()
+            .and_then(|done| done.json())
+            .expect("a status");
+        let stores = status["stores"].as_array().expect("stores");
+        assert!(stores.iter().all(|store| store["store"] != 9), "{status}");
+    }
+}
+
+fn all_up(cluster: &Cluster, count: usize) -> Result<(), String> {
+    let status = cluster.json(&["status"])?;
+    let up = status["stores"]
+        .as_array()
+        .is_some_and(|all| all.len() == count && all.iter().all(|s| s["state"] == "up"));
+    if up { Ok(()) } else { Err(status.to_string()) }
+}
+
+/// A store that could not run must not join first, nor one that tells the others a useless address.
+#[test]
+fn what_cannot_run_touches_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let data = directory.path().join("data");
+    for (options, words) in [
+        (
+            &["--listen", "127.0.0.1:0", "--workers", "0"][..],
+            "workers",
+        ),
+        (&["--listen", "127.0.0.1:0", "--tick", "0s"], "tick"),
+        (&["--listen", "0.0.0.0:0"], "--advertise"),
+    ] {
+        let start = ["start", "--store-id", "1", "--data-dir"].map(str::to_owned);
+        let mut arguments = start.to_vec();
+        arguments.push(data.to_string_lossy().into_owned());
+        arguments.extend(options.iter().map(|option| (*option).to_owned()));
+        assert_says(&refused(&arguments), &[words]);
+        assert!(!data.exists(), "{options:?} touched the directory");
+    }
+}
