@@ -53,6 +53,9 @@ pub struct Config {
     pub disable_conf_change_validation: bool,
     /// A leader that is removed or demoted steps down when it applies that.
     pub step_down_on_removal: bool,
+    /// Who refuses a vote says what is committed, so that a candidate does not wait for ever for votes
+    /// of members that an entry of its own log has made learners. etcd has no such thing, TiKV does.
+    pub commit_by_vote: bool,
     /// Followers learn a new commit index from the next append or heartbeat, not from an empty append of
     /// its own (raft-rs calls it `skip_bcast_commit`). Halves the messages of groups with few writes; what
     /// followers apply is up to a heartbeat older. Changes of membership are told at once all the same.
@@ -85,6 +88,7 @@ impl Config {
             disable_proposal_forwarding: false,
             disable_conf_change_validation: false,
             step_down_on_removal: true,
+            commit_by_vote: false,
             lazy_commit: false,
             max_pending_reads: 4096,
             seed: id.0,
@@ -148,6 +152,7 @@ impl Config {
             forward_proposals: !self.disable_proposal_forwarding,
             validate_conf_changes: !self.disable_conf_change_validation,
             step_down_on_removal: self.step_down_on_removal,
+            commit_by_vote: self.commit_by_vote,
             lazy_commit: self.lazy_commit,
             max_pending_reads: self.max_pending_reads,
         }

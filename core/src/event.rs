@@ -159,6 +159,11 @@ pub enum Event {
         /// What waits there now.
         waiting: EntryId,
     },
+    /// A vote was refused by somebody who knows more of the own log to be committed.
+    CommitLearned {
+        /// The entry.
+        id: EntryId,
+    },
     /// A follower refused an append.
     RejectionReceived {
         /// Who.

@@ -79,6 +79,9 @@ pub enum Payload {
         pre: bool,
         /// Refused.
         reject: bool,
+        /// With [`Config::commit_by_vote`](crate::Config::commit_by_vote), if refused: an entry known to be
+        /// committed, the last one that the candidate may have. Index 0: nothing is said.
+        committed: EntryId,
     },
     /// A leader's sign of life.
     Heartbeat {

@@ -112,8 +112,13 @@ fn payload() -> impl Strategy<Value = Payload> {
             last,
             transfer
         }),
-        (any::<bool>(), any::<bool>())
-            .prop_map(|(pre, reject)| Payload::VoteResponse { pre, reject }),
+        (any::<bool>(), any::<bool>(), id()).prop_map(|(pre, reject, committed)| {
+            Payload::VoteResponse {
+                pre,
+                reject,
+                committed,
+            }
+        }),
         Just(heartbeat(0)),
         number().prop_map(|read| Payload::HeartbeatResponse { read }),
         id().prop_map(snapshot),

@@ -40,6 +40,7 @@ fn term_vote_and_commit_are_those_of_the_disk() {
     let refused = Payload::VoteResponse {
         pre: false,
         reject: true,
+        committed: EntryId::default(),
     };
     assert_eq!(answers, [message(1, 3, 3, refused)]);
 }

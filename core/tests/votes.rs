@@ -11,8 +11,8 @@ use common::{
     pre_voted, storage, vote, voted,
 };
 use polyraft_core::{
-    ConfChange, ConfChangeKind, ConfState, Durable, Entry, EntryId, EntryKind, Event, Message,
-    Payload, RaftNode, ReplicaId, RoleName, Snapshot, SnapshotMeta, StepError,
+    ConfChange, ConfChangeKind, ConfState, Config, Durable, Entry, EntryId, EntryKind, Event,
+    Message, Payload, RaftNode, ReplicaId, RoleName, Snapshot, SnapshotMeta, StepError,
 };
 
 fn three(id: u64) -> Peer {
@@ -425,4 +425,81 @@ fn a_majority_of_others_waits_for_the_own_vote() {
     let (_, token) = write.persisted(&polyraft_core::Durable::attest());
     peer.node.on_persisted(token).expect("a receipt");
     assert_eq!(peer.role(), RoleName::Leader);
+}
+
+// What a refusal tells.
+
+#[test]
+fn who_refuses_a_vote_says_what_is_committed() {
+    let talkative = |id| {
+        Peer::new(
+            Config {
+                commit_by_vote: true,
+                ..config(id)
+            },
+            storage(conf_state(&[1, 2, 3], &[]), &[]),
+        )
+    };
+    let (mut voter, mut candidate) = (talkative(2), talkative(3));
+    let entries = |last: u64| (1..=last).map(|index| entry(1, index, b"x")).collect();
+    voter.say(message(1, 2, 1, append(EntryId::new(0, 0), entries(4), 3)));
+    candidate.say(message(1, 3, 1, append(EntryId::new(0, 0), entries(2), 0)));
+    assert_eq!(candidate.committed(), 0);
+    candidate.tick(2 * ELECTION);
+    voter.tick(2 * ELECTION);
+    let answers = voter.say(message(3, 2, 2, vote(EntryId::new(1, 2))));
+    let refused = Payload::VoteResponse {
+        pre: false,
+        reject: true,
+        committed: EntryId::new(1, 2),
+    };
+    assert_eq!(
+        answers,
+        [message(2, 3, 2, refused)],
+        "no further than it has"
+    );
+    candidate.say(answers[0].clone());
+    assert_eq!(candidate.committed(), 2);
+    assert_eq!(candidate.applied.len(), 2);
+    // Of an entry that it does not have, or has otherwise, it learns nothing.
+    for (term, index) in [(1, 9), (2, 2), (3, 1)] {
+        let refused = Payload::VoteResponse {
+            pre: true,
+            reject: true,
+            committed: EntryId::new(term, index),
+        };
+        candidate.say(message(2, 3, 2, refused));
+        assert_eq!(candidate.committed(), 2);
+    }
+}
+
+#[test]
+fn a_campaign_ends_when_a_refusal_commits_a_change() {
+    for silent in [true, false] {
+        let mut peer = three(1);
+        let entries = vec![entry(1, 1, b"a"), change_entry(EntryKind::ConfChangeV2, 2)];
+        peer.say(message(2, 1, 1, append(EntryId::new(0, 0), entries, 0)));
+        peer.campaign();
+        assert_eq!(peer.role(), RoleName::Candidate);
+        let committed = if silent {
+            EntryId::default()
+        } else {
+            EntryId::new(1, 2)
+        };
+        let refused = Payload::VoteResponse {
+            pre: false,
+            reject: true,
+            committed,
+        };
+        // Its term is an old one: what is committed is so for ever.
+        peer.say(message(2, 1, 1, refused));
+        let expected = if silent {
+            (RoleName::Candidate, 0)
+        } else {
+            (RoleName::Follower, 2)
+        };
+        assert_eq!((peer.role(), peer.committed()), expected);
+        let voters = peer.conf_state().voters.len();
+        assert_eq!(voters, if silent { 3 } else { 4 });
+    }
 }

@@ -133,6 +133,7 @@ impl HostConfig {
             max_inflight_messages: self.inflight_messages_max,
             max_inflight_bytes: self.message_bytes_max.saturating_mul(16),
             disable_proposal_forwarding: true,
+            commit_by_vote: true,
             // Followers serve no reads of their own, so that nobody waits for what they apply.
             lazy_commit: true,
             // Groups that start together must not campaign together.

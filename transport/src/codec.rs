@@ -124,9 +124,16 @@ fn encode_payload(payload: Payload) -> Wire {
             last_index: last.index.0,
             transfer,
         }),
-        Payload::VoteResponse { pre, reject } => {
-            Wire::VoteResponse(proto::VoteResponse { pre, reject })
-        }
+        Payload::VoteResponse {
+            pre,
+            reject,
+            committed,
+        } => Wire::VoteResponse(proto::VoteResponse {
+            pre,
+            reject,
+            committed_term: committed.term.0,
+            committed_index: committed.index.0,
+        }),
         Payload::Propose { entries } => Wire::Propose(proto::Propose {
             entries: entries.into_iter().map(encode_entry).collect(),
         }),
@@ -315,6 +322,7 @@ fn decode_payload(wire: Wire) -> Result<Payload, CodecError> {
         Wire::VoteResponse(answer) => Payload::VoteResponse {
             pre: answer.pre,
             reject: answer.reject,
+            committed: id(answer.committed_term, answer.committed_index)?,
         },
         Wire::Propose(propose) => {
             let unplaced = |entry: proto::Entry| {

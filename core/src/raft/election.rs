@@ -68,7 +68,7 @@ impl<S: Storage> Raft<S> {
         for to in self.config.voters() {
             if to == self.id {
                 // The own vote counts when it is durable: it comes back with the receipt.
-                self.send_at(to, term, Payload::VoteResponse { pre, reject: false });
+                self.send_at(to, term, granted(pre));
                 continue;
             }
             self.events.push(Event::VoteRequested {
@@ -114,18 +114,50 @@ impl<S: Storage> Raft<S> {
             term: self.term,
         });
         // A grant carries the term of the request: for a trial that is a term not entered yet.
-        let answer_term = if granted { term } else { self.term };
-        self.send_at(
-            from,
-            answer_term,
-            Payload::VoteResponse {
-                pre,
-                reject: !granted,
-            },
-        );
+        if granted {
+            self.send_at(from, term, self::granted(pre));
+        } else {
+            self.refuse_vote(from, pre, candidate);
+        }
         if granted && !pre {
             self.election_elapsed = 0;
             self.vote = from;
+        }
+        Ok(())
+    }
+
+    /// Refuses a vote. A configuration counts from when it is applied, so a candidate that does not know
+    /// how far its own log is committed may ask members for votes who are none any more, and whose logs
+    /// may be longer for ever: they tell it what is committed.
+    pub(super) fn refuse_vote(&mut self, from: ReplicaId, pre: bool, candidate: EntryId) {
+        let mut committed = EntryId::default();
+        if self.params.commit_by_vote {
+            let index = self.log.committed().min(candidate.index);
+            // What is truncated here cannot be named; then the candidate needs a snapshot.
+            if let Ok(term) = self.log.term(index) {
+                committed = EntryId { term, index };
+            }
+        }
+        let reject = true;
+        let answer = Payload::VoteResponse {
+            pre,
+            reject,
+            committed,
+        };
+        self.send_at(from, self.term, answer);
+    }
+
+    /// Somebody knows that an entry is committed; true in any term. A campaign ends if that may
+    /// have changed who is to be asked.
+    pub(super) fn learn_committed(&mut self, id: EntryId) -> Result<(), Error> {
+        let leads = matches!(self.role, Role::Leader(_));
+        if leads || self.log.has_pending_snapshot() || !self.log.maybe_commit(id.index, id.term)? {
+            return Ok(());
+        }
+        self.events.push(Event::CommitLearned { id });
+        let campaigns = matches!(self.role, Role::PreCandidate(_) | Role::Candidate(_));
+        if campaigns && self.has_unapplied_conf_change()? {
+            self.become_follower(self.term, ReplicaId::NONE);
         }
         Ok(())
     }
@@ -154,7 +186,7 @@ impl<S: Storage> Raft<S> {
                 self.become_follower(term, from);
                 self.handle_snapshot(from, *snapshot)
             }
-            Payload::VoteResponse { pre, reject } => self.count_vote(from, pre, !reject),
+            Payload::VoteResponse { pre, reject, .. } => self.count_vote(from, pre, !reject),
             Payload::Propose { .. } => self.drop_proposal_without_leader(),
             // Nobody leads as far as this replica knows; the rest is for leaders or stale.
             Payload::AppendResponse { .. }
@@ -221,5 +253,13 @@ impl<S: Storage> Raft<S> {
             }
             VoteResult::Pending => Ok(()),
         }
+    }
+}
+
+const fn granted(pre: bool) -> Payload {
+    Payload::VoteResponse {
+        pre,
+        reject: false,
+        committed: EntryId::new(0, 0),
     }
 }

@@ -86,6 +86,7 @@ pub(crate) struct Params {
     pub(crate) forward_proposals: bool,
     pub(crate) validate_conf_changes: bool,
     pub(crate) step_down_on_removal: bool,
+    pub(crate) commit_by_vote: bool,
     pub(crate) lazy_commit: bool,
     pub(crate) max_pending_reads: usize,
 }
@@ -271,6 +272,9 @@ impl<S: Storage> Raft<S> {
 
     pub(crate) fn step(&mut self, message: Message) -> Result<(), StepError> {
         check_numbers(&message)?;
+        if let Payload::VoteResponse { committed, .. } = message.payload {
+            self.learn_committed(committed).map_err(internal)?;
+        }
         let kind = message.payload.kind();
         if message.term == Term(0) {
             // Forwarded proposals and reads are of no term; nothing else may claim that.
@@ -329,6 +333,7 @@ impl<S: Storage> Raft<S> {
             | Payload::VoteResponse {
                 pre: true,
                 reject: false,
+                ..
             } => {}
             _ => {
                 self.events.push(Event::HigherTerm {
@@ -379,13 +384,7 @@ impl<S: Storage> Raft<S> {
                     vote: self.vote,
                     term: self.term,
                 });
-                self.send(
-                    from,
-                    Payload::VoteResponse {
-                        pre: true,
-                        reject: true,
-                    },
-                );
+                self.refuse_vote(from, true, last);
             }
             payload => self.events.push(Event::LowerTermIgnored {
                 from,
@@ -507,8 +506,8 @@ fn check_numbers(message: &Message) -> Result<(), StepError> {
             last.index.0
         }
         Payload::ReadIndexResponse { index, .. } => index.0,
-        Payload::VoteResponse { .. }
-        | Payload::HeartbeatResponse { .. }
+        Payload::VoteResponse { committed, .. } => committed.index.0.max(committed.term.0),
+        Payload::HeartbeatResponse { .. }
         | Payload::Propose { .. }
         | Payload::TransferLeader
         | Payload::TimeoutNow

@@ -135,6 +135,7 @@ pub(crate) fn voted(granted: bool) -> Payload {
     Payload::VoteResponse {
         pre: false,
         reject: !granted,
+        committed: EntryId::default(),
     }
 }
 
@@ -142,6 +143,7 @@ pub(crate) fn pre_voted(granted: bool) -> Payload {
     Payload::VoteResponse {
         pre: true,
         reject: !granted,
+        committed: EntryId::default(),
     }
 }
 

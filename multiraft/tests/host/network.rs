@@ -261,6 +261,7 @@ impl Inner {
             Payload::VoteResponse {
                 pre: false,
                 reject: false,
+                ..
             } => {
                 assert!(state.term >= message.term, "{named}");
                 let same = state.term == message.term;

@@ -79,6 +79,7 @@ fn all() -> Vec<GroupMessage> {
         message(Payload::VoteResponse {
             pre: false,
             reject: true,
+            committed: EntryId::new(3, 4),
         }),
         message(Payload::TransferLeader),
         message(Payload::TimeoutNow),
@@ -378,8 +379,13 @@ fn payload() -> impl Strategy<Value = Payload> {
             last,
             transfer
         }),
-        (any::<bool>(), any::<bool>())
-            .prop_map(|(pre, reject)| Payload::VoteResponse { pre, reject }),
+        (any::<bool>(), any::<bool>(), id()).prop_map(|(pre, reject, committed)| {
+            Payload::VoteResponse {
+                pre,
+                reject,
+                committed,
+            }
+        }),
         proposals.prop_map(|entries| Payload::Propose { entries }),
         Just(Payload::TransferLeader),
         Just(Payload::TimeoutNow),

@@ -160,6 +160,11 @@ pub struct VoteResponse {
     pub pre: bool,
     #[prost(bool, tag = "2")]
     pub reject: bool,
+    /// An entry known to be committed; index 0: nothing is said.
+    #[prost(uint64, tag = "3")]
+    pub committed_term: u64,
+    #[prost(uint64, tag = "4")]
+    pub committed_index: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Propose {

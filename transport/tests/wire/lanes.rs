@@ -53,8 +53,12 @@ async fn heartbeats_come_first_in_a_frame_and_nothing_else_overtakes() {
     eventually("connected", || one.connected()).await;
     let answer = |group| raft(group, Payload::HeartbeatResponse { read: 1 });
     let vote = |group| {
-        let reject = false;
-        raft(group, Payload::VoteResponse { pre: true, reject })
+        let granted = Payload::VoteResponse {
+            pre: true,
+            reject: false,
+            committed: Default::default(),
+        };
+        raft(group, granted)
     };
     let batch = |n: u64| {
         vec![

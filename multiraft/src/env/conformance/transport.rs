@@ -289,6 +289,7 @@ fn every_kind() -> Vec<GroupMessage> {
         Payload::VoteResponse {
             pre: true,
             reject: true,
+            committed: EntryId::new(2, 3),
         },
         Payload::Propose { entries },
         Payload::TransferLeader,
