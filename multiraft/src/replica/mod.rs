@@ -72,6 +72,8 @@ pub(crate) struct PendingChange {
     pub(crate) applied: bool,
     /// Also wait for that.
     pub(crate) wait_for_leave: bool,
+    /// Voters that this makes learners, to be removed next.
+    pub(crate) remove: Vec<ReplicaId>,
     pub(crate) respond: Responder<Result<GroupDescriptor, Reject>>,
 }
 

@@ -1,16 +1,14 @@
 //! What operators and embedders wish for.
 
-use polyraft_core::{ConfChangeKind, ConfChangeV2, Event, ReplicaId, RoleName, Transition};
+use polyraft_core::RoleName;
 
 use super::Worker;
-use super::messages::last_of;
-use crate::codec::encode_members;
 use crate::effects::Effects;
 use crate::error::Reject;
-use crate::group::{GroupDescriptor, GroupId, Member, StoreId};
-use crate::handle::{GroupStatus, MemberChange};
+use crate::group::{GroupDescriptor, GroupId, StoreId};
+use crate::handle::GroupStatus;
 use crate::input::Admin;
-use crate::replica::{PendingChange, Replica};
+use crate::replica::Replica;
 use crate::responder::Responder;
 
 impl Worker {
@@ -71,40 +69,6 @@ impl Worker {
         }
     }
 
-    fn change_members(
-        &mut self,
-        group: GroupId,
-        changes: &[MemberChange],
-        transition: Transition,
-        respond: Responder<Result<GroupDescriptor, Reject>>,
-    ) {
-        let replica = match self.serving(group) {
-            Ok(replica) if replica.leads() => replica,
-            Ok(replica) => {
-                let reject = replica.not_leader();
-                return respond.answer(Err(reject));
-            }
-            Err(reject) => return respond.answer(Err(reject)),
-        };
-        match propose_change(replica, changes, transition) {
-            Ok(id) => {
-                let wait_for_leave = transition != Transition::JointExplicit;
-                let pending = PendingChange {
-                    id,
-                    applied: false,
-                    wait_for_leave,
-                    respond,
-                };
-                replica.changes.push(pending);
-                self.wake(group);
-            }
-            Err(reject) => {
-                respond.answer(Err(reject));
-                self.touch(group);
-            }
-        }
-    }
-
     fn transfer(&mut self, group: GroupId, to: StoreId, respond: Responder<Result<(), Reject>>) {
         let replica = match self.serving(group) {
             Ok(replica) if replica.leads() => replica,
@@ -135,58 +99,6 @@ impl Worker {
                 self.quarantine(group, &error.to_string());
             }
         }
-    }
-}
-
-/// Turns wishes about stores into a change of replicas, and proposes it.
-fn propose_change(
-    replica: &mut Replica,
-    changes: &[MemberChange],
-    transition: Transition,
-) -> Result<polyraft_core::EntryId, Reject> {
-    let descriptor = &replica.descriptor;
-    let (mut next, mut new, mut each) = (descriptor.next_replica, Vec::new(), Vec::new());
-    for change in changes {
-        let present = descriptor.replica_on(change.store);
-        let id = match (change.kind, present) {
-            (_, Some(id)) => id,
-            (ConfChangeKind::AddVoter | ConfChangeKind::AddLearner, None) => {
-                let id = next;
-                next = ReplicaId(next.0 + 1);
-                new.push(Member {
-                    replica: id,
-                    store: change.store,
-                });
-                id
-            }
-            (ConfChangeKind::Remove | ConfChangeKind::Update, None) => {
-                let why = format!("store {} has no replica of the group", change.store);
-                return Err(Reject::Refused(why));
-            }
-        };
-        each.push((change.kind, id));
-    }
-    let change = ConfChangeV2 {
-        transition,
-        changes: each,
-        context: encode_members(&new),
-    };
-    // What cannot be applied later is better refused now, with the reason.
-    replica.node.status().conf_state.apply(&change)?;
-    let id = match replica.node.propose_conf_change(&change) {
-        Ok(Some(_)) => last_of(replica),
-        Ok(None) => return Err(replica.not_leader()),
-        Err(_) => return Err(Reject::Busy("leadership is being transferred")),
-    };
-    let ignored = |event: &Event| match event {
-        Event::ConfChangeIgnored { reason, .. } => Some(*reason),
-        _ => None,
-    };
-    match replica.node.take_events().iter().find_map(ignored) {
-        Some(reason) => Err(Reject::Refused(format!(
-            "another change of membership is still under way ({reason:?}); try again"
-        ))),
-        None => Ok(id),
     }
 }
 

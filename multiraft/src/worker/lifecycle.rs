@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use polyraft_core::{Append, EntryId, HardState, Index, RaftNode, ReplicaId, Term};
+use polyraft_core::{Append, EntryId, HardState, RaftNode, ReplicaId};
 
 use super::{Counters, Worker};
 use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
@@ -441,44 +441,6 @@ impl Worker {
             staged,
         });
         Ok(())
-    }
-
-    pub(super) fn finish_changes(
-        &mut self,
-        group: GroupId,
-        id: ReplicaId,
-        changes: &[(Index, polyraft_core::ConfChangeV2)],
-    ) {
-        let Some(replica) = self.replicas.get_mut(&group) else {
-            return;
-        };
-        if replica.changes.is_empty() || replica.id != id {
-            return;
-        }
-        let (applied, joint) = (
-            replica.node.applied(),
-            replica.node.status().conf_state.is_joint(),
-        );
-        let term = replica.node.term();
-        let mut waiting = Vec::new();
-        for mut pending in std::mem::take(&mut replica.changes) {
-            if !pending.applied && pending.id.index <= applied {
-                pending.applied = changes.iter().any(|(index, _)| *index == pending.id.index);
-                if !pending.applied || term != pending.id.term && term == Term(0) {
-                    let why = "the change was overtaken or is not possible any more";
-                    pending.respond.answer(Err(Reject::Refused(why.to_owned())));
-                    continue;
-                }
-            }
-            if pending.applied && !(pending.wait_for_leave && joint) {
-                pending
-                    .respond
-                    .answer(Ok(GroupDescriptor::clone(&replica.descriptor)));
-            } else {
-                waiting.push(pending);
-            }
-        }
-        replica.changes = waiting;
     }
 }
 

@@ -10,6 +10,7 @@
 mod admin;
 mod collect;
 mod lifecycle;
+mod members;
 mod messages;
 mod time;
 

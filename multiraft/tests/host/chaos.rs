@@ -230,17 +230,14 @@ impl Chaos {
         let Some(descriptor) = handle.descriptor(group) else {
             return;
         };
-        let data = self.cluster.nodes[&leader].data.data(group);
-        let learners = data.map_or(vec![], |data| data.state.conf_state.learners.clone());
         let count = 1 + self.rng.below(2);
         let mut changes = Vec::new();
         for store in some_stores(&mut self.rng, count) {
-            let present = descriptor.replica_on(StoreId(store));
-            let learner = present.is_some_and(|replica| learners.contains(&replica));
-            let kind = match self.rng.below(3) {
-                _ if learner && self.rng.percent(50) => ConfChangeKind::Remove,
-                0 => ConfChangeKind::AddVoter,
-                _ => ConfChangeKind::AddLearner,
+            let present = descriptor.replica_on(StoreId(store)).is_some();
+            let kind = match self.rng.below(4) {
+                0 | 1 if present => ConfChangeKind::Remove,
+                2 => ConfChangeKind::AddLearner,
+                _ => ConfChangeKind::AddVoter,
             };
             changes.push(MemberChange {
                 kind,

@@ -99,8 +99,9 @@ impl Cluster {
     }
 
     pub(crate) fn handle(&self, store: u64) -> HostHandle {
-        let handle = self.nodes[&StoreId(store)].handle();
-        handle.expect("the store runs")
+        let node = &self.nodes[&StoreId(store)];
+        let handle = node.handle();
+        handle.unwrap_or_else(|| panic!("store {store} does not run: {:?}", node.fatal))
     }
 
     fn handles(&self) -> BTreeMap<StoreId, HostHandle> {

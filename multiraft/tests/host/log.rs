@@ -81,6 +81,13 @@ impl LogDisk {
         inner.fault = None;
     }
 
+    /// A new process opens it: after a failed sync only what was synced before is there.
+    pub(crate) fn reopen(&self) {
+        if self.lock().broken {
+            self.power_cut(0);
+        }
+    }
+
     /// What of a replica is durable: hard state and last entry.
     pub(crate) fn durable(&self, group: GroupId) -> Option<(ReplicaId, HardState, EntryId)> {
         self.lock().synced.replica(group)

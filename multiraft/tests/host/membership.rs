@@ -2,9 +2,9 @@
 
 use polyraft_core::{ConfChangeKind, Index, Message, Payload, ReplicaId, Transition};
 use polyraft_multiraft::env::{Body, GroupMessage, Inbound};
-use polyraft_multiraft::{GroupId, StoreId};
+use polyraft_multiraft::{GroupId, MemberChange, StoreId};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Promise};
 use crate::network::Weather;
 
 const ONE: GroupId = GroupId(1);
@@ -209,5 +209,48 @@ fn a_store_that_is_added_again_while_away_gets_its_new_replica() {
         cluster.settle_and_check();
         let summary = cluster.handle(away).summary(ONE);
         assert_eq!(summary.map(|summary| summary.replica), Some(ReplicaId(5)));
+    }
+}
+
+/// Two voters become one while writes go on, and both crash after so many steps. Who is left may not know that
+/// the change is committed, and must not wait for the other's vote for ever: its log may be longer.
+#[test]
+fn a_change_of_voters_survives_crashes_anywhere() {
+    for (seed, kind) in [ConfChangeKind::AddLearner, ConfChangeKind::Remove]
+        .into_iter()
+        .cycle()
+        .take(8)
+        .enumerate()
+    {
+        for steps in 0..40 {
+            let mut cluster = Cluster::new(seed as u64, 2, |_| {});
+            cluster.create(1, &[1, 2]);
+            cluster.elect();
+            cluster.written(ONE);
+            let leader = cluster.leader(ONE).expect("it has a leader");
+            // The leader itself, or the other one.
+            let leaves = if seed < 4 { leader.0 } else { 3 - leader.0 };
+            let handle = cluster.handle(leader.0);
+            let change = MemberChange {
+                kind,
+                store: StoreId(leaves),
+            };
+            let (_promise, respond) = Promise::new();
+            handle.change_members(ONE, vec![change], Transition::Auto, respond);
+            cluster.pace = 60;
+            for step in 0..steps {
+                if step % 3 == 0 {
+                    cluster.history.write(&handle, ONE);
+                }
+                cluster.step();
+            }
+            for store in [1, 2] {
+                cluster.crash(StoreId(store), false);
+            }
+            for store in [1, 2] {
+                cluster.start(StoreId(store));
+            }
+            cluster.settle_and_check();
+        }
     }
 }

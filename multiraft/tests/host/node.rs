@@ -56,6 +56,7 @@ impl Node {
 
     /// Recovers what is on the disks.
     pub(crate) fn start(&mut self) -> Result<(), HostError> {
+        self.log.reopen();
         let env = HostEnv {
             log: Arc::new(self.log.clone()),
             state_machine: Arc::new(self.data.clone()),
