@@ -127,7 +127,7 @@ impl Chaos {
         match self.rng.below(20) {
             0 | 1 => self.stop(store),
             2 => self.fault(store),
-            3 => self.mend(store),
+            3 => (1..=STORES).for_each(|store| self.mend(StoreId(store))),
             4 | 5 => self.revive(),
             6 => {
                 let other = StoreId(1 + self.rng.below(STORES));
