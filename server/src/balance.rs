@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use polyraft_multiraft::{GroupId, StoreId};
+use rand::seq::SliceRandom;
 use tokio::time::Instant;
 
 use crate::routing::Call;
@@ -97,8 +98,8 @@ impl Server {
     /// Groups that this store leads, as many for each store as it is to get.
     fn choose(&self, plan: &[(u64, usize)]) -> Vec<(GroupId, u64)> {
         let mut led = self.led();
-        // In no order that has to do with what they hold: a fair sample of busy and idle ones.
-        led.sort_unstable_by_key(|group| group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        // A fair sample of busy and idle ones, and another one each time: some may not be able to move.
+        led.shuffle(&mut rand::rng());
         let mut wanted = plan.to_vec();
         let mut chosen = Vec::new();
         for group in led {
@@ -131,7 +132,7 @@ impl Server {
         match moved.await {
             Ok(()) => true,
             Err(failure) => {
-                // The next turn sees what is left to do.
+                // A learner does not lead, say; the next turn tries others.
                 tracing::debug!(%group, to, why = failure.message, "a leadership did not move");
                 false
             }
