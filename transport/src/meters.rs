@@ -4,7 +4,8 @@
 //! that exports metrics therefore installs its recorder before it makes a transport. Bytes of
 //! messages are counted as the queues do it: payloads exactly, headers by estimate.
 //!
-//! Labels: `store`, the other store, and `lane`, `control` or `append`; few enough for any cluster.
+//! Labels: `peer`, the other store (`store` is what an exporter may call this one), and `lane`,
+//! `control` or `append`; few enough for any cluster.
 
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use polyraft_multiraft::StoreId;
@@ -55,12 +56,12 @@ impl LaneOut {
     pub(crate) fn new(store: StoreId, lane: LaneKind) -> Self {
         let (store, lane) = (store.0.to_string(), lane.name());
         Self {
-            frames: counter!(FRAMES_SENT, "store" => store.clone(), "lane" => lane),
-            messages: counter!(MESSAGES_SENT, "store" => store.clone(), "lane" => lane),
-            bytes: counter!(BYTES_SENT, "store" => store.clone(), "lane" => lane),
-            dropped: counter!(DROPPED, "store" => store.clone(), "lane" => lane),
-            waiting: gauge!(QUEUE, "store" => store.clone(), "lane" => lane),
-            reconnects: counter!(RECONNECTS, "store" => store, "lane" => lane),
+            frames: counter!(FRAMES_SENT, "peer" => store.clone(), "lane" => lane),
+            messages: counter!(MESSAGES_SENT, "peer" => store.clone(), "lane" => lane),
+            bytes: counter!(BYTES_SENT, "peer" => store.clone(), "lane" => lane),
+            dropped: counter!(DROPPED, "peer" => store.clone(), "lane" => lane),
+            waiting: gauge!(QUEUE, "peer" => store.clone(), "lane" => lane),
+            reconnects: counter!(RECONNECTS, "peer" => store, "lane" => lane),
         }
     }
 }
@@ -76,16 +77,16 @@ impl LaneIn {
     pub(crate) fn new(store: StoreId, lane: LaneKind) -> Self {
         let (store, lane) = (store.0.to_string(), lane.name());
         Self {
-            frames: counter!(FRAMES_RECEIVED, "store" => store.clone(), "lane" => lane),
-            messages: counter!(MESSAGES_RECEIVED, "store" => store.clone(), "lane" => lane),
-            bytes: counter!(BYTES_RECEIVED, "store" => store, "lane" => lane),
+            frames: counter!(FRAMES_RECEIVED, "peer" => store.clone(), "lane" => lane),
+            messages: counter!(MESSAGES_RECEIVED, "peer" => store.clone(), "lane" => lane),
+            bytes: counter!(BYTES_RECEIVED, "peer" => store, "lane" => lane),
         }
     }
 }
 
 /// Whether a store can be heard.
 pub(crate) fn connected(store: StoreId) -> Gauge {
-    gauge!(CONNECTED, "store" => store.0.to_string())
+    gauge!(CONNECTED, "peer" => store.0.to_string())
 }
 
 /// What was refused: a `stream` at its beginning, a `frame`, or a `snapshot`.
@@ -95,23 +96,23 @@ pub(crate) fn refused(what: &'static str) -> Counter {
 
 /// Bytes of snapshots to a store.
 pub(crate) fn snapshot_bytes_sent(to: StoreId) -> Counter {
-    counter!(SNAPSHOT_BYTES_SENT, "store" => to.0.to_string())
+    counter!(SNAPSHOT_BYTES_SENT, "peer" => to.0.to_string())
 }
 
 /// Bytes of snapshots from a store.
 pub(crate) fn snapshot_bytes_received(from: StoreId) -> Counter {
-    counter!(SNAPSHOT_BYTES_RECEIVED, "store" => from.0.to_string())
+    counter!(SNAPSHOT_BYTES_RECEIVED, "peer" => from.0.to_string())
 }
 
 /// One more snapshot to a store ended.
 pub(crate) fn snapshot_sent(to: StoreId, complete: bool) {
-    counter!(SNAPSHOTS_SENT, "store" => to.0.to_string(), "outcome" => outcome(complete))
+    counter!(SNAPSHOTS_SENT, "peer" => to.0.to_string(), "outcome" => outcome(complete))
         .increment(1);
 }
 
 /// One more snapshot from a store ended.
 pub(crate) fn snapshot_received(from: StoreId, complete: bool) {
-    counter!(SNAPSHOTS_RECEIVED, "store" => from.0.to_string(), "outcome" => outcome(complete))
+    counter!(SNAPSHOTS_RECEIVED, "peer" => from.0.to_string(), "outcome" => outcome(complete))
         .increment(1);
 }
 

@@ -71,30 +71,30 @@ async fn what_goes_over_the_wire_is_counted() {
     let (one, two) = (node(CLUSTER, 1, 1).await, node(CLUSTER, 2, 1).await);
     connect(&one, &two, 2);
     eventually("connected", || one.connected()).await;
-    assert!(values.gauge("connected{store=2}") > 0.5);
+    assert!(values.gauge("connected{peer=2}") > 0.5);
     let messages = (0..10).map(|group| append(group, 100)).collect();
     one.transport.send(StoreId(2), Lane::Append, messages);
-    assert!(values.gauge("queue_bytes{store=2,lane=append}") > 1000.0);
+    assert!(values.gauge("queue_bytes{peer=2,lane=append}") > 1000.0);
     one.transport
         .send(StoreId(2), Lane::Control, vec![heartbeat(1, 1)]);
     eventually("arrived", || two.received().len() == 11).await;
     for (name, expected) in [
-        ("frames_sent_total{store=2,lane=append}", 1),
-        ("messages_sent_total{store=2,lane=append}", 10),
-        ("messages_sent_total{store=2,lane=control}", 1),
-        ("messages_received_total{store=1,lane=append}", 10),
-        ("messages_received_total{store=1,lane=control}", 1),
-        ("frames_received_total{store=1,lane=append}", 1),
-        ("messages_dropped_total{store=2,lane=append}", 0),
+        ("frames_sent_total{peer=2,lane=append}", 1),
+        ("messages_sent_total{peer=2,lane=append}", 10),
+        ("messages_sent_total{peer=2,lane=control}", 1),
+        ("messages_received_total{peer=1,lane=append}", 10),
+        ("messages_received_total{peer=1,lane=control}", 1),
+        ("frames_received_total{peer=1,lane=append}", 1),
+        ("messages_dropped_total{peer=2,lane=append}", 0),
         ("refused_total{what=frame}", 0),
     ] {
         assert_eq!(values.counter(name), expected, "{name}");
     }
-    let sent = values.counter("bytes_sent_total{store=2,lane=append}");
+    let sent = values.counter("bytes_sent_total{peer=2,lane=append}");
     assert!((1000..2000).contains(&sent), "{sent}");
-    let received = values.counter("bytes_received_total{store=1,lane=append}");
+    let received = values.counter("bytes_received_total{peer=1,lane=append}");
     assert_eq!(received, sent);
-    assert!(values.gauge("queue_bytes{store=2,lane=append}").abs() < 0.5);
+    assert!(values.gauge("queue_bytes{peer=2,lane=append}").abs() < 0.5);
 
     let stranger = node(8, 3, 1).await;
     connect(&one, &stranger, 3);
@@ -103,11 +103,11 @@ async fn what_goes_over_the_wire_is_counted() {
     })
     .await;
     eventually("tried again", || {
-        values.counter("reconnects_total{store=3,lane=control}") > 1
+        values.counter("reconnects_total{peer=3,lane=control}") > 1
     })
     .await;
     two.transport.shutdown();
-    eventually("down", || values.gauge("connected{store=2}") < 0.5).await;
+    eventually("down", || values.gauge("connected{peer=2}") < 0.5).await;
 
     // Whatever is counted has an explanation.
     let described = values.described.lock().clone();
