@@ -447,6 +447,10 @@ impl Inbound for HostHandle {
             }
             let commit = present.basic.hard_state.commit;
             if present.replica == header.message.to && snapshot.index <= commit {
+                // Its leader does not know what is here, and would send it again and again: the
+                // core says so.
+                let body = Body::Raft(header.message);
+                self.deliver(from, vec![GroupMessage { group, body }]);
                 return not_wanted("it is not newer than what is here");
             }
         }

@@ -90,6 +90,12 @@ impl Worker {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return;
         };
+        if let Payload::Snapshot(snapshot) = &message.payload
+            && snapshot.meta.last.index > replica.node.committed()
+        {
+            // It was refused because all of it was here; if it is not any more, its data is needed.
+            return;
+        }
         replica.learn_route(message.from, from);
         let (sender, term) = (message.from, message.term);
         let heartbeat = match message.payload {

@@ -93,6 +93,7 @@ impl Chaos {
             lost: rng.below(10),
             doubled: rng.below(10),
             broken: rng.below(10),
+            doubted: rng.below(30),
         });
         Self {
             seed,

@@ -2,7 +2,7 @@
 
 use polyraft_core::{ConfChangeKind, Index, Message, Payload, ReplicaId, Transition};
 use polyraft_multiraft::env::{Body, GroupMessage, Inbound};
-use polyraft_multiraft::{GroupId, MemberChange, StoreId};
+use polyraft_multiraft::{GroupId, HostHandle, MemberChange, StoreId};
 
 use crate::cluster::{Cluster, Promise};
 use crate::network::Weather;
@@ -253,4 +253,35 @@ fn a_change_of_voters_survives_crashes_anywhere() {
             cluster.settle_and_check();
         }
     }
+}
+
+/// The stream breaks after its last chunk and the acknowledgement is lost: the leader sends again what
+/// the follower has, and must learn that.
+#[test]
+fn a_snapshot_that_arrived_without_the_leader_knowing_is_no_end() {
+    let mut cluster = Cluster::new(1, 2, |config| config.truncate_keep_entries = 0);
+    cluster.create(1, &[1]);
+    cluster.elect();
+    cluster.written(ONE);
+    cluster.network.set_weather(Weather {
+        doubted: 100,
+        ..Weather::default()
+    });
+    let added = cluster.change(ONE, &[(ConfChangeKind::AddVoter, 2)], Transition::Auto);
+    added.expect("one voter decides alone");
+    cluster.node(1).flush();
+    cluster.until("the data is there", 100, |cluster| {
+        cluster.nodes[&StoreId(2)].data.data(ONE).is_some()
+    });
+    cluster.network.set_weather(Weather {
+        lost: 100,
+        doubted: 100,
+        ..Weather::default()
+    });
+    cluster.ticks(5);
+    cluster.network.set_weather(Weather::default());
+    let (one, two) = (cluster.handle(1), cluster.handle(2));
+    let known = |handle: &HostHandle| handle.summary(ONE).map(|s| s.basic.hard_state.commit);
+    assert_eq!(known(&one), known(&two), "it has everything");
+    cluster.settle_and_check();
 }

@@ -27,6 +27,8 @@ pub(crate) struct Weather {
     pub(crate) doubled: u64,
     /// Of 100 steps of a snapshot.
     pub(crate) broken: u64,
+    /// Of 100 snapshots that arrive, those of which the sender believes that they did not.
+    pub(crate) doubted: u64,
 }
 
 /// See the module. Clones are the same network.
@@ -169,10 +171,15 @@ impl Network {
             if breaks {
                 continue;
             }
+            let doubted = {
+                let mut inner = self.lock();
+                let doubted = inner.weather.doubted;
+                inner.rng.percent(doubted)
+            };
             let next = if waits {
                 Some(stream)
             } else {
-                advance(stream, hosts)
+                advance(stream, hosts, doubted)
             };
             self.lock().streams.extend(next);
         }
@@ -180,7 +187,11 @@ impl Network {
 }
 
 /// One part of a snapshot; none: it has ended.
-fn advance(mut stream: Stream, hosts: &BTreeMap<StoreId, HostHandle>) -> Option<Stream> {
+fn advance(
+    mut stream: Stream,
+    hosts: &BTreeMap<StoreId, HostHandle>,
+    doubted: bool,
+) -> Option<Stream> {
     let host = hosts.get(&stream.to)?;
     let Some(mut receiver) = stream.receiver.take() else {
         let header = stream.header.take()?;
@@ -195,7 +206,9 @@ fn advance(mut stream: Stream, hosts: &BTreeMap<StoreId, HostHandle>) -> Option<
         }
         None => {
             receiver.finish().ok()?;
-            stream.done.answer(SnapshotOutcome::Sent);
+            if !doubted {
+                stream.done.answer(SnapshotOutcome::Sent);
+            }
             None
         }
     }
