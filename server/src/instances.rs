@@ -74,7 +74,9 @@ impl Instances {
             all.insert(store, shown);
             return Ok(true);
         };
-        if known.id != shown.id {
+        // What has never joined holds nothing that could be missed.
+        let replaceable = known.incarnation == 0 && !member;
+        if known.id != shown.id && !replaceable {
             return Err(replaced(store));
         }
         if shown.incarnation < known.incarnation {
@@ -129,6 +131,19 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_never_joined_may_be_replaced() {
+        let all = Instances::default();
+        assert_eq!(all.meet(4, shown(7, 0), false), Ok(true));
+        assert!(
+            all.meet(4, shown(8, 0), true).is_err(),
+            "replicas are on their way to it"
+        );
+        assert_eq!(all.meet(4, shown(8, 0), false), Ok(true));
+        assert_eq!(all.meet(4, shown(8, 1), false), Ok(true));
+        assert!(all.meet(4, shown(7, 0), false).is_err(), "it has joined");
+    }
+
+    #[test]
     fn an_empty_directory_cannot_hold_a_members_replicas() {
         let all = Instances::default();
         assert!(all.meet(2, shown(7, 0), true).is_err());
@@ -151,7 +166,7 @@ mod tests {
         let golden = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x01";
         assert_eq!(&all.encode()[..], golden);
         let read = Instances::decode(golden).expect("what was written");
-        assert!(read.meet(2, shown(8, 1), false).is_err());
+        assert!(read.meet(2, shown(8, 2), false).is_err());
         for malformed in [&b""[..], b"\x02", b"\x01\0", &golden[..24]] {
             assert!(Instances::decode(malformed).is_none(), "{malformed:?}");
         }

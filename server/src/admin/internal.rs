@@ -123,6 +123,8 @@ impl Server {
             _ => shown,
         };
         if self.instances.meet(store, shown, member)? {
+            // An older state of it must not be kept over a newer one.
+            let _guard = self.reservations.lock();
             let kept = self.meta.put_server(INSTANCES, self.instances.encode());
             if let Err(error) = kept {
                 tracing::warn!(%error, "what a store shows of itself could not be kept");
@@ -133,6 +135,7 @@ impl Server {
 
     /// Addresses as they are now, for the next start.
     pub(crate) fn keep_addresses(&self) {
+        let _guard = self.reservations.lock();
         let all = encode_addresses(&self.peers.confirmed());
         if let Err(error) = self.meta.put_server(ADDRESSES, all) {
             tracing::warn!(%error, "the addresses of the stores could not be kept");

@@ -143,6 +143,43 @@ fn an_init_with_another_number_is_refused_after_a_restart() {
     assert_eq!(one_set_of_descriptors(&cluster), 8);
 }
 
+/// The founder dies in the middle of its work. What it had decided stands; the next init completes it.
+#[test]
+fn an_init_that_is_cut_short_is_completed_by_the_next() {
+    let mut cluster = started(Options::default());
+    let endpoints = cluster.endpoints();
+    let cut_short = init_at(endpoints[2].clone(), 300);
+    eventually("the first groups", || {
+        let status = cluster.json(&["status"])?;
+        match status["initialised"] == true {
+            true => Ok(()),
+            false => Err(status.to_string()),
+        }
+    });
+    cluster.store(1).kill();
+    cluster.store(1).start();
+    let refused = eventually("the founder to be back", || {
+        let refused = cluster.cli(&["init", "--groups", "299"]);
+        match refused.stderr.contains("300 groups") {
+            true => Ok(refused),
+            false => Err(format!("{refused:?}")),
+        }
+    });
+    assert_ne!(refused.code(), 0);
+    eventually("the rest of the groups", || {
+        cluster.cli(&["init", "--groups", "300"]).success()
+    });
+    // It went on asking, or had its answer before the founder died: both are well.
+    let first = cut_short.join().expect("runs");
+    assert!(!first.stderr.contains("panicked"), "{first:?}");
+    cluster.wait_for_leaders();
+    assert_eq!(one_set_of_descriptors(&cluster), 300);
+    cluster
+        .cli(&["kv", "put", "key", "value"])
+        .success()
+        .expect("serves");
+}
+
 #[test]
 fn stores_with_different_lists_begin_no_cluster() {
     let mut cluster = Cluster::stopped(Options::default());
