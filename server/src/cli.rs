@@ -1,8 +1,10 @@
 //! What the user typed: the verbs of `polyraft`, and running them.
 //!
-//! Exit codes: 0 done; 1 it failed, and the last line says why; 2 it was called wrongly.
+//! Exit codes: 0 done; 1 it failed, and the last line says why; 2 it was called wrongly; 130 it was
+//! interrupted; 141 nobody read its output to the end.
 
 mod args;
+mod error;
 mod group;
 mod kv;
 mod load;
@@ -13,8 +15,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::args::{Arguments, Verb};
+use self::args::{Arguments, Output, Verb};
 pub(crate) use self::args::{DemoArguments, StartArguments};
+pub(crate) use self::error::Error;
+pub(crate) use self::output::say;
 pub(crate) use self::status::environment_json;
 use crate::client::Client;
 
@@ -33,22 +37,26 @@ pub fn run(revision: Option<&'static str>) -> ExitCode {
             };
         }
     };
+    let output = arguments.verb.output();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&format!("cannot start the runtime: {error}")),
+        Err(error) => {
+            let error = Error::Other(format!("cannot start the runtime: {error}"));
+            return failed(&error, output);
+        }
     };
     match runtime.block_on(dispatch(arguments.verb, revision)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => failed(&message),
+        Err(error) => failed(&error, output),
     }
 }
 
-async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), String> {
+async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), Error> {
     match verb {
-        Verb::Start(start) => crate::node::run(start, revision).await,
+        Verb::Start(start) => Ok(crate::node::run(start, revision).await?),
         Verb::Init {
             groups,
             replicas,
@@ -62,14 +70,15 @@ async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), Stri
     }
 }
 
-#[allow(clippy::print_stderr)]
-fn failed(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
-    ExitCode::FAILURE
+fn failed(error: &Error, output: Output) -> ExitCode {
+    if let Some(text) = error.shown(output) {
+        output::complain(&text);
+    }
+    ExitCode::from(error.exit_code())
 }
 
 impl args::Connection {
-    fn client(&self) -> Result<Client, String> {
-        Client::new(&self.endpoints, self.timeout)
+    fn client(&self) -> Result<Client, Error> {
+        Client::new(&self.endpoints, self.timeout()).map_err(Error::bad_request)
     }
 }

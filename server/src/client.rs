@@ -3,14 +3,15 @@
 //! A call is tried at another store only if it certainly had no effect at the first. Results carry
 //! the leader's store; a client that has seen it goes there first for the same group's keys.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
-use crate::failure::{Effect, Failure, Reason};
+use crate::failure::{Effect, Failure, REASON, Reason};
 use crate::peers::connect_lazily;
 use crate::proto::admin::admin_client::AdminClient;
 use crate::proto::kv::kv_client::KvClient;
@@ -53,6 +54,11 @@ impl Client {
         })
     }
 
+    /// From now on each call may take `timeout`.
+    pub const fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
     /// Calls `call` at one store after the other until one answers or refuses. `reads`: the call
     /// changes nothing.
     ///
@@ -70,6 +76,8 @@ impl Client {
     {
         let deadline = Instant::now() + self.timeout;
         let mut tried = 0;
+        // Endpoints that could not be reached, and why.
+        let mut unreachable = BTreeMap::new();
         loop {
             let at = self.next.load(Ordering::Relaxed) % self.endpoints.len();
             let (endpoint, channel) = &self.endpoints[at];
@@ -83,28 +91,8 @@ impl Client {
             );
             let failure = match answer.await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(status)) => {
-                    let failure = Failure::from_status(&status, reads);
-                    if status.metadata().contains_key(crate::failure::REASON) {
-                        failure
-                    } else {
-                        Failure {
-                            message: format!("{endpoint}: {}", describe(&status)),
-                            ..failure
-                        }
-                    }
-                }
-                Err(_) => {
-                    let failure = Failure::new(
-                        Reason::Timeout,
-                        format!("{endpoint} did not answer in time"),
-                    );
-                    if reads {
-                        failure
-                    } else {
-                        failure.of_unknown_effect()
-                    }
-                }
+                Ok(Err(status)) => refusal(endpoint, &status, reads, &mut unreachable),
+                Err(_) => silence(endpoint, reads),
             };
             tried += 1;
             // The next call begins elsewhere, unless someone else has moved on already.
@@ -112,16 +100,36 @@ impl Client {
                 .next
                 .compare_exchange(at, at + 1, Ordering::Relaxed, Ordering::Relaxed);
             let again = failure.effect == Effect::None && failure.is_worth_another_try();
-            if !again || Instant::now() >= deadline {
-                return Err(failure);
+            // A store that waits to join: another one may serve, but waiting does not help.
+            let elsewhere =
+                failure.reason == Reason::NotInitialised && tried < self.endpoints.len();
+            if !(again || elsewhere) || Instant::now() >= deadline {
+                return Err(self.nobody(failure, &unreachable));
             }
             if tried >= self.endpoints.len() {
                 if tried >= 3 * self.endpoints.len() {
-                    return Err(failure);
+                    return Err(self.nobody(failure, &unreachable));
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+
+    /// If no endpoint could be reached, all of them are named instead of the last.
+    fn nobody(&self, failure: Failure, unreachable: &BTreeMap<String, String>) -> Failure {
+        let all = |(endpoint, _): &(String, Channel)| unreachable.contains_key(endpoint);
+        if failure.reason != Reason::Unreachable || !self.endpoints.iter().all(all) {
+            return failure;
+        }
+        let each: Vec<String> = unreachable
+            .iter()
+            .map(|(endpoint, why)| format!("{endpoint}: {why}"))
+            .collect();
+        let message = format!(
+            "no store can be reached; tried {} (--endpoints or POLYRAFT_ENDPOINTS says where the stores are)",
+            each.join(", ")
+        );
+        Failure { message, ..failure }
     }
 
     /// Reads a key.
@@ -229,6 +237,47 @@ impl Client {
     }
 }
 
+/// What a status of a store, or of the connection to it, says.
+fn refusal(
+    endpoint: &str,
+    status: &Status,
+    reads: bool,
+    unreachable: &mut BTreeMap<String, String>,
+) -> Failure {
+    let failure = Failure::from_status(status, reads);
+    if status.metadata().contains_key(REASON) {
+        return failure;
+    }
+    if status.code() == Code::Unimplemented {
+        // Before it joins, a store serves nothing but what is needed to join.
+        let text = format!(
+            "{endpoint} serves no keys and groups yet: the cluster has not been initialised; \
+             run `polyraft init` once all stores are started"
+        );
+        return Failure::new(Reason::NotInitialised, text);
+    }
+    let why = describe(status);
+    if failure.reason == Reason::Unreachable {
+        unreachable.insert(endpoint.to_owned(), why.clone());
+    }
+    Failure {
+        message: format!("{endpoint}: {why}"),
+        ..failure
+    }
+}
+
+fn silence(endpoint: &str, reads: bool) -> Failure {
+    let failure = Failure::new(
+        Reason::Timeout,
+        format!("{endpoint} did not answer in time"),
+    );
+    if reads {
+        failure
+    } else {
+        failure.of_unknown_effect()
+    }
+}
+
 /// A status with the innermost of its causes: "connection refused" helps more than "transport error".
 fn describe(status: &Status) -> String {
     let mut innermost = None;
@@ -237,8 +286,51 @@ fn describe(status: &Status) -> String {
         innermost = Some(error.to_string());
         cause = error.source();
     }
-    match innermost {
-        Some(cause) => format!("{} ({cause})", status.message()),
-        None => status.message().to_owned(),
+    match (innermost, status.message()) {
+        (Some(cause), message) => format!("{message} ({cause})"),
+        (None, "") => format!("{:?} without a reason", status.code()),
+        (None, message) => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_waits_says_so() {
+        let failure = refusal(
+            "a:1",
+            &Status::unimplemented(""),
+            false,
+            &mut BTreeMap::new(),
+        );
+        assert_eq!(failure.reason, Reason::NotInitialised);
+        assert_eq!(failure.effect, Effect::None);
+        assert!(failure.message.contains("polyraft init"), "{failure:?}");
+        // What says nothing is told by its code.
+        let failure = refusal("a:1", &Status::unknown(""), false, &mut BTreeMap::new());
+        assert_eq!(failure.effect, Effect::Unknown);
+        assert!(failure.message.contains("Unknown"), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn all_that_cannot_be_reached_are_named() {
+        // Ports that were free a moment ago and are not listened on.
+        let free = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            listener.local_addr().expect("an address").to_string()
+        };
+        let endpoints = [free(), free()];
+        let client = Client::new(&endpoints, Duration::from_secs(30)).expect("a client");
+        let failure = client.put(Bytes::from("k"), None, 0).await;
+        let failure = failure.expect_err("nobody is there");
+        assert_eq!(
+            (failure.reason, failure.effect),
+            (Reason::Unreachable, Effect::None)
+        );
+        for words in [&endpoints[0], &endpoints[1], "--endpoints", "refused"] {
+            assert!(failure.message.contains(words), "no {words}: {failure:?}");
+        }
     }
 }

@@ -1,18 +1,18 @@
 //! `polyraft demo`: store processes on loopback, load, a `kill -9`, and the proof that
 //! nothing was lost.
-#![allow(clippy::print_stdout)]
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::DemoArguments;
+use crate::cli::{DemoArguments, Error, say};
 use crate::client::Client;
 use crate::failure::Reason;
 use crate::load::{self, Options, Shape, Target};
@@ -25,16 +25,45 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) async fn run(
     arguments: DemoArguments,
     revision: Option<&'static str>,
-) -> Result<(), String> {
+) -> Result<(), Error> {
+    let listen = |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    // The terminal was closed. Under nohup that is not to matter.
+    let mut hangup = match ignores_hangup() {
+        true => None,
+        false => Some(listen(SignalKind::hangup())?),
+    };
     let demo = Demo::start(&arguments)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let hung_up = async {
+        match &mut hangup {
+            Some(hangup) => drop(hangup.recv().await),
+            None => std::future::pending().await,
+        }
+    };
     let result = tokio::select! {
         result = demo.perform(&arguments, revision) => result,
-        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| error.to_string()),
-        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Err(Error::Interrupted),
+        _ = terminate.recv() => Err(Error::Interrupted),
+        () = hung_up => Err(Error::Interrupted),
     };
     demo.end().await;
-    result
+    match result {
+        // The summary has been shown, and the cluster was there to be ended like that.
+        Err(Error::Interrupted) if demo.waits.load(Ordering::SeqCst) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether this program was started with SIGHUP ignored, as `nohup` does.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Bit 0 is signal 1.
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// The processes; ended when this is dropped, and their directory removed if it is a temporary one.
@@ -44,6 +73,8 @@ struct Demo {
     directory: Directory,
     /// The store that is killed.
     victim: u64,
+    /// All is done, and the cluster is there to be played with.
+    waits: AtomicBool,
 }
 
 enum Directory {
@@ -86,6 +117,7 @@ impl Demo {
             endpoints,
             directory,
             victim: arguments.stores.min(2),
+            waits: AtomicBool::new(false),
         })
     }
 
@@ -93,22 +125,24 @@ impl Demo {
         &self,
         arguments: &DemoArguments,
         revision: Option<&'static str>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Error> {
         let path = self.directory.path().display();
-        println!(
+        say(&format!(
             "{} stores at {}",
             arguments.stores,
             self.endpoints.join(", ")
-        );
-        println!("data and logs in {path}/store-N and {path}/store-N.log");
+        ))?;
+        say(&format!(
+            "data and logs in {path}/store-N and {path}/store-N.log"
+        ))?;
         let begun = Instant::now();
         self.init(arguments.groups).await?;
-        println!(
+        say(&format!(
             "{} groups of {} replicas, each with a leader, after {:.1?}\n",
             arguments.groups,
             arguments.stores.min(3),
             begun.elapsed()
-        );
+        ))?;
 
         let target = Arc::new(Target::find(&self.endpoints, PATIENCE, &Shape::default()).await?);
         let options = Options {
@@ -127,19 +161,18 @@ impl Demo {
             remember: true,
             timeout: Duration::from_secs(5),
         };
-        let load = load::run(options, target, |line| println!("{line}"));
-        let (outcome, crashed) = tokio::join!(load, self.crash(arguments.duration));
-        crashed?;
-        let outcome = outcome?;
-        println!("\n{}", outcome.report.summary());
+        let load = load::run(options, target, say);
+        let (outcome, ()) = tokio::try_join!(load, self.crash(arguments.duration))?;
+        say(&format!("\n{}", outcome.report.summary()))?;
         self.wait_for_leaders(arguments.groups).await?;
         let verified = outcome.verify(PATIENCE).await?;
-        println!(
+        say(&format!(
             "verified after the crash: {verified} of {} acknowledged writes, none is lost",
             outcome.remembered()
-        );
+        ))?;
         if !arguments.no_wait {
-            self.invite();
+            self.waits.store(true, Ordering::SeqCst);
+            self.invite()?;
             std::future::pending::<()>().await;
         }
         Ok(())
@@ -154,7 +187,7 @@ impl Demo {
     }
 
     /// In the middle of the load one store is killed and started again.
-    async fn crash(&self, duration: Duration) -> Result<(), String> {
+    async fn crash(&self, duration: Duration) -> Result<(), Error> {
         let third = duration / 3;
         tokio::time::sleep(third).await;
         let mut children = self.children.lock().await;
@@ -163,13 +196,13 @@ impl Demo {
             .ok()
             .and_then(|at| children.get_mut(at))
             .ok_or("no store to kill")?;
-        println!("      kill -9 of store {victim}");
+        say(&format!("      kill -9 of store {victim}"))?;
         child
             .kill()
             .await
             .map_err(|error| format!("cannot kill store {victim}: {error}"))?;
         tokio::time::sleep(third).await;
-        println!("      store {victim} starts again");
+        say(&format!("      store {victim} starts again"))?;
         *child = start_store(victim, &self.endpoints, self.directory.path())?;
         Ok(())
     }
@@ -241,9 +274,16 @@ impl Demo {
         Ok(())
     }
 
-    fn invite(&self) {
-        println!("\nThe cluster runs until Ctrl-C. In another terminal:\n");
-        println!("  export POLYRAFT_ENDPOINTS={}", self.endpoints.join(","));
+    fn invite(&self) -> Result<(), Error> {
+        say("\nThe cluster runs until Ctrl-C. In another terminal:\n")?;
+        // The same program, wherever it was built.
+        if let Some(directory) = program()?.parent() {
+            say(&format!("  export PATH=\"{}:$PATH\"", directory.display()))?;
+        }
+        say(&format!(
+            "  export POLYRAFT_ENDPOINTS={}",
+            self.endpoints.join(",")
+        ))?;
         for command in [
             "status".to_owned(),
             "kv put hello world".to_owned(),
@@ -253,23 +293,26 @@ impl Demo {
             format!("group transfer 1 --to {}", self.endpoints.len()),
             "load".to_owned(),
         ] {
-            println!("  polyraft {command}");
+            say(&format!("  polyraft {command}"))?;
         }
         // The interface takes bytes, which JSON has in base64: this is the key `hello`.
-        println!(
+        say(&format!(
             "  grpcurl -plaintext -d '{{\"key\": \"aGVsbG8=\"}}' {} polyraft.kv.v1.Kv/Get",
             self.endpoints.first().map_or("", String::as_str)
-        );
-        println!(
+        ))?;
+        say(&format!(
             "\nWhat the stores say: {}/store-*.log",
             self.directory.path().display()
-        );
+        ))
     }
 }
 
+fn program() -> Result<PathBuf, String> {
+    std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))
+}
+
 fn start_store(store: u64, endpoints: &[String], directory: &Path) -> Result<Child, String> {
-    let program =
-        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let program = program()?;
     let log = directory.join(format!("store-{store}.log"));
     let log = std::fs::OpenOptions::new()
         .create(true)
@@ -293,10 +336,12 @@ fn start_store(store: u64, endpoints: &[String], directory: &Path) -> Result<Chi
             own,
             "--peers",
             &peers.join(","),
+            "--end-with-stdin",
         ])
         .arg("--data-dir")
         .arg(directory.join(format!("store-{store}")))
-        .stdin(Stdio::null())
+        // Held open by this process: however it ends, its stores end with it.
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(log)
         // Ctrl-C in the terminal is for the demo, which ends its stores itself.

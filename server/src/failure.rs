@@ -162,7 +162,9 @@ impl Failure {
             .map(|(reason, ..)| *reason);
         let effect = match text(OUTCOME) {
             Some("none") => Effect::None,
-            _ if reads || never_sent(status) => Effect::None,
+            // A method that a server does not have did nothing.
+            _ if reads || status.code() == Code::Unimplemented => Effect::None,
+            _ if never_sent(status) => Effect::None,
             _ => Effect::Unknown,
         };
         let fallback = match status.code() {

@@ -84,6 +84,11 @@ const GAUGES: [(&str, Unit, &str); 8] = [
     ),
 ];
 
+/// Whether `name` counts since the start of the store, so that a difference means something.
+pub(crate) fn is_counter(name: &str) -> bool {
+    COUNTERS.iter().any(|(known, ..)| *known == name)
+}
+
 /// Tells the recorder what the names mean.
 pub(crate) fn describe() {
     for (name, unit, meaning) in COUNTERS {

@@ -61,7 +61,7 @@ pub(crate) async fn run(
     revision: Option<&'static str>,
 ) -> Result<(), String> {
     log_to_standard_error(&arguments.log)?;
-    let mut leave = Leave::new()?;
+    let mut leave = Leave::new(arguments.end_with_stdin)?;
     // Everything that may be wrong with the arguments is found before the directory is touched.
     let own = own_address(&arguments)?;
     let config = host_config(&arguments, StoreId(arguments.store_id));
@@ -506,11 +506,18 @@ async fn serve(
 async fn keep_in_touch(server: Arc<Server>) {
     let mut routes = tokio::time::interval(ROUTES_INTERVAL);
     let mut greetings = tokio::time::interval(GREETING_INTERVAL);
+    let mut installed = 0;
     loop {
         tokio::select! {
             _ = routes.tick() => {
                 server.refresh_local_routes();
                 crate::metrics::publish(&server);
+                // One line for all groups: a store that comes back may take in thousands.
+                let all = server.handle.stats().snapshots_installed;
+                if all > installed {
+                    tracing::info!(snapshots = all - installed, "snapshots installed");
+                    installed = all;
+                }
             }
             _ = greetings.tick() => greet(&server).await,
         }
@@ -611,28 +618,55 @@ impl Inbound for Watch {
     }
 }
 
-/// The two ways in which a store is asked to leave.
+/// The ways in which a store is asked to leave.
 struct Leave {
+    /// Told when standard input is closed, if that is one of them.
+    stdin: Option<oneshot::Receiver<()>>,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Leave {
-    fn new() -> Result<Self, String> {
+    fn new(end_with_stdin: bool) -> Result<Self, String> {
         use tokio::signal::unix::{SignalKind, signal};
         let listen =
             |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
         Ok(Self {
+            stdin: end_with_stdin.then(stdin_closed).transpose()?,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
         })
     }
 
     async fn asked(&mut self) {
+        let closed = async {
+            match &mut self.stdin {
+                // Told, or the thread that reads is gone: the same.
+                Some(closed) => drop(closed.await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            () = closed => {}
         }
+    }
+}
+
+/// Reads standard input to its end, on a thread of its own: the runtime would wait for one that
+/// blocks there when this program ends for another reason.
+fn stdin_closed() -> Result<oneshot::Receiver<()>, String> {
+    let (closed, told) = oneshot::channel();
+    let read = move || {
+        // An error is an end as well; nobody listens any more if the store has left.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = closed.send(());
+    };
+    let thread = std::thread::Builder::new().name("stdin".to_owned());
+    match thread.spawn(read) {
+        Ok(_) => Ok(told),
+        Err(error) => Err(format!("cannot watch standard input: {error}")),
     }
 }
 

@@ -226,6 +226,8 @@ impl Server {
     /// Where `group` is, as far as known: this store's own replica knows best.
     pub(crate) fn route_of_group(&self, group: u64) -> Option<Arc<Route>> {
         match self.handle.descriptor(GroupId(group)) {
+            // One without data knows nothing yet.
+            Some(descriptor) if descriptor.members.is_empty() => self.directory.of_group(group),
             Some(descriptor) => Some(Arc::new(Route::from(&*descriptor))),
             None => self.directory.of_group(group),
         }
@@ -285,6 +287,10 @@ impl Server {
     /// Says so if fewer than a majority of the group's stores can be heard from here.
     fn lost_quorum(&self, group: u64) -> Option<String> {
         let route = self.route_of_group(group)?;
+        if route.stores.is_empty() {
+            // A replica that waits for its first snapshot knows no members.
+            return None;
+        }
         let connected = self.peers.connected();
         let (up, down): (Vec<u64>, Vec<u64>) = route
             .stores

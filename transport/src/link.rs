@@ -226,12 +226,12 @@ async fn one_connection(
     .await;
     let mut replies = match opened {
         Ok(Ok(reply)) => reply.into_inner(),
-        Ok(Err(status)) => return format!("refused: {}", status.message()),
+        Ok(Err(status)) => return refused(&status),
         Err(_) => return "no answer".to_owned(),
     };
     let welcome = match timeout(config.dead_after, replies.message()).await {
         Ok(Ok(Some(reply))) => reply.welcome,
-        Ok(Err(status)) => return format!("refused: {}", status.message()),
+        Ok(Err(status)) => return refused(&status),
         _ => None,
     };
     let Some(welcome) = welcome else {
@@ -245,6 +245,15 @@ async fn one_connection(
         peer.welcomed(hub, welcome.incarnation);
     }
     pump(config, peer.queue(lane), lane, &frames, &mut replies).await
+}
+
+/// A store that has not joined its cluster yet does not have this service, and gives no reason.
+fn refused(status: &tonic::Status) -> String {
+    match (status.code(), status.message()) {
+        (tonic::Code::Unimplemented, _) => "it takes part in no cluster yet".to_owned(),
+        (code, "") => format!("refused: {code:?}"),
+        (_, why) => format!("refused: {why}"),
+    }
 }
 
 /// Frames that a lane may have given to HTTP/2 and not seen off.
@@ -306,4 +315,18 @@ async fn pump(
 fn pings_unanswered_max(config: &TransportConfig) -> u32 {
     let pings = config.dead_after.as_nanos() / config.ping_interval.as_nanos().max(1);
     u32::try_from(pings).unwrap_or(u32::MAX).max(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_always_has_a_reason() {
+        use tonic::Status;
+        assert_eq!(refused(&Status::unavailable("why")), "refused: why");
+        assert_eq!(refused(&Status::internal("")), "refused: Internal");
+        let waits = refused(&Status::unimplemented(""));
+        assert_eq!(waits, "it takes part in no cluster yet");
+    }
 }

@@ -316,7 +316,7 @@ fn observe(replica: &Replica, event: &Event) {
             tracing::debug!(%group, replica = %id, %term, "became leader");
         }
         Event::SteppedDownWithoutQuorum => {
-            tracing::info!(%group, replica = %id, "stepped down: no contact to a quorum");
+            tracing::debug!(%group, replica = %id, "stepped down: no contact to a quorum");
         }
         Event::HeartbeatCommitIgnored { commit, last } => {
             tracing::warn!(%group, replica = %id, %commit, %last,

@@ -264,7 +264,7 @@ impl Worker {
         let removed = self.replicas.remove(&group);
         let (id, descriptor) = match removed {
             Some(mut replica) => {
-                tracing::info!(%group, replica = %replica.id, %next_replica, "destroying replica");
+                tracing::debug!(%group, replica = %replica.id, %next_replica, "destroying replica");
                 replica.proposals.give_up();
                 replica.reads.reject_all(|| Reject::NoGroup(group));
                 (replica.id, Arc::clone(&replica.descriptor))
@@ -409,7 +409,7 @@ impl Worker {
             destroyed: None,
         });
         Counters::add(&self.shared.counters.snapshots_installed, 1);
-        tracing::info!(%group, replica = %id, index = %state.last.index, "snapshot installed");
+        tracing::debug!(%group, replica = %id, index = %state.last.index, "snapshot installed");
     }
 
     /// The reset log is durable: the replica is back in service.

@@ -276,7 +276,7 @@ impl Server {
     }
 
     /// A group that no store knows is an error at once, not at the deadline.
-    pub(super) async fn check_exists(&self, group: u64, call: Call) -> Result<(), Failure> {
+    pub(crate) async fn check_exists(&self, group: u64, call: Call) -> Result<(), Failure> {
         if call.forwarded || self.route_of_group(group).is_some() {
             return Ok(());
         }
@@ -285,7 +285,9 @@ impl Server {
             Some(_) => Ok(()),
             None => Err(Failure::new(
                 Reason::BadRequest,
-                format!("no store knows group {group}; `polyraft group list` shows all"),
+                format!(
+                    "no store that can be reached knows group {group}; `polyraft group list` shows all"
+                ),
             )),
         }
     }

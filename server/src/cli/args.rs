@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,16 +35,24 @@ pub(super) struct Connection {
         long,
         env = "POLYRAFT_ENDPOINTS",
         value_name = "HOST:PORT,...",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = parse_endpoint
     )]
     #[arg(default_value = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103")]
     pub(super) endpoints: Vec<String>,
-    /// How long the command may take, such as 500ms, 5s or 1m.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
-    pub(super) timeout: Duration,
+    /// How long the command may take, such as 500ms, 5s or 1m [default: 10s; init: 30s].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(super) timeout: Option<Duration>,
     /// A table for people, or JSON for scripts.
     #[arg(short, long, value_enum, default_value = "table")]
     pub(super) output: Output,
+}
+
+impl Connection {
+    /// Of one call, unless something else is asked for.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(10))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,12 +110,54 @@ pub(super) enum Verb {
     /// Keys: get, put, delete, compare and swap.
     #[command(
         after_help = "Examples:\n  polyraft kv put color blue\n  polyraft kv get color\n  \
-        polyraft kv cas color --expected blue green\n  polyraft kv delete color"
+        polyraft kv cas color --expected blue green\n  polyraft kv cas color --absent blue\n  \
+        polyraft kv delete color"
     )]
     Kv {
         #[command(subcommand)]
         verb: KvVerb,
     },
+}
+
+impl Verb {
+    /// How answers and errors are to look.
+    pub(super) const fn output(&self) -> Output {
+        match self {
+            Self::Start(_) | Self::Demo(_) => Output::Table,
+            Self::Init { connection, .. } | Self::Status { connection } => connection.output,
+            Self::Group { verb } => verb.connection().output,
+            Self::Load(arguments) => arguments.connection.output,
+            Self::Kv { verb } => verb.connection().output,
+        }
+    }
+}
+
+impl GroupVerb {
+    const fn connection(&self) -> &Connection {
+        match self {
+            Self::List { connection }
+            | Self::Describe { connection, .. }
+            | Self::Create { connection, .. }
+            | Self::Destroy { connection, .. }
+            | Self::Replace { connection, .. }
+            | Self::Transfer { connection, .. } => connection,
+            Self::AddLearner(member)
+            | Self::Promote(member)
+            | Self::Demote(member)
+            | Self::Remove(member) => &member.connection,
+        }
+    }
+}
+
+impl KvVerb {
+    const fn connection(&self) -> &Connection {
+        match self {
+            Self::Get { connection, .. }
+            | Self::Put { connection, .. }
+            | Self::Delete { connection, .. }
+            | Self::Cas { connection, .. } => connection,
+        }
+    }
 }
 
 /// How a store is started.
@@ -123,8 +174,8 @@ pub(crate) struct StartArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// Where to listen, for clients and for other stores.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) listen: std::net::SocketAddr,
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_listen)]
+    pub(crate) listen: SocketAddr,
     /// Where other stores find this one [default: the address it listens on].
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) advertise: Option<String>,
@@ -147,8 +198,8 @@ pub(crate) struct StartArguments {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     pub(crate) snapshot_rate: u64,
     /// Where to answer `GET /metrics` for Prometheus [default: nowhere].
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) metrics_listen: Option<std::net::SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_listen)]
+    pub(crate) metrics_listen: Option<SocketAddr>,
     /// How often leaderships are handed to stores with fewer, if this one has too many; 0s: never.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub(crate) balance_interval: Duration,
@@ -160,6 +211,9 @@ pub(crate) struct StartArguments {
         default_value = "info"
     )]
     pub(crate) log: String,
+    /// Leave when standard input is closed: a store ends with the program that started it.
+    #[arg(long, hide = true)]
+    pub(crate) end_with_stdin: bool,
 }
 
 /// What load, and for how long.
@@ -224,7 +278,7 @@ pub(crate) struct DemoArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Ranges, each a Raft group of three replicas.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub(crate) groups: u64,
     /// How long the load goes on; a store is killed in the middle.
     #[arg(long, value_name = "TIME", default_value = "12s", value_parser = parse_duration)]
@@ -240,11 +294,15 @@ pub(crate) struct DemoArguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum GroupVerb {
     /// All groups, with their ranges, members and leaders.
+    #[command(after_help = "Examples:\n  polyraft group list\n  polyraft group list -o json")]
     List {
         #[command(flatten)]
         connection: Connection,
     },
     /// One group as its leader sees it.
+    #[command(
+        after_help = "Examples:\n  polyraft group describe 7\n  polyraft group describe 7 --local --endpoints 127.0.0.1:7102"
+    )]
     Describe {
         /// Number of the group.
         group: u64,
@@ -255,6 +313,7 @@ pub(super) enum GroupVerb {
         connection: Connection,
     },
     /// Create a group without a range.
+    #[command(after_help = "Example:\n  polyraft group create --stores 1,2,3")]
     Create {
         /// Stores of its members.
         #[arg(long, value_delimiter = ',', required = true)]
@@ -263,6 +322,9 @@ pub(super) enum GroupVerb {
         connection: Connection,
     },
     /// Remove a group and its data from all stores, for ever.
+    #[command(
+        after_help = "Examples:\n  polyraft group destroy 1001\n  polyraft group destroy 7 --force"
+    )]
     Destroy {
         /// Number of the group.
         group: u64,
@@ -273,14 +335,19 @@ pub(super) enum GroupVerb {
         connection: Connection,
     },
     /// Add a member that receives the log and has no vote.
+    #[command(after_help = "Example:\n  polyraft group add-learner 7 --store 4")]
     AddLearner(OneMember),
     /// Give a learner a vote, or add a voter.
+    #[command(after_help = "Example:\n  polyraft group promote 7 --store 4")]
     Promote(OneMember),
     /// Take a member's vote; it goes on receiving the log.
+    #[command(after_help = "Example:\n  polyraft group demote 7 --store 1")]
     Demote(OneMember),
     /// Remove a member.
+    #[command(after_help = "Example:\n  polyraft group remove 7 --store 1")]
     Remove(OneMember),
     /// Replace one member by another in one joint change.
+    #[command(after_help = "Example:\n  polyraft group replace 7 --from 1 --to 4")]
     Replace {
         /// Number of the group.
         group: u64,
@@ -294,6 +361,7 @@ pub(super) enum GroupVerb {
         connection: Connection,
     },
     /// Move the leadership.
+    #[command(after_help = "Example:\n  polyraft group transfer 7 --to 2")]
     Transfer {
         /// Number of the group.
         group: u64,
@@ -330,8 +398,12 @@ pub(super) struct KeyOptions {
 #[derive(Debug, Subcommand)]
 pub(super) enum KvVerb {
     /// The value of a key.
+    #[command(
+        after_help = "Examples:\n  polyraft kv get color\n  polyraft kv get color --stale\n  polyraft kv get --hex 00ff"
+    )]
     Get {
         /// The key.
+        #[arg(allow_negative_numbers = true)]
         key: String,
         /// What the store that is asked holds, perhaps out of date.
         #[arg(long)]
@@ -342,10 +414,15 @@ pub(super) enum KvVerb {
         connection: Connection,
     },
     /// Write a key.
+    #[command(
+        after_help = "Examples:\n  polyraft kv put color blue\n  polyraft kv put --group 1001 color blue"
+    )]
     Put {
         /// The key.
+        #[arg(allow_negative_numbers = true)]
         key: String,
         /// The value.
+        #[arg(allow_negative_numbers = true)]
         value: String,
         #[command(flatten)]
         options: KeyOptions,
@@ -353,8 +430,10 @@ pub(super) enum KvVerb {
         connection: Connection,
     },
     /// Make a key absent.
+    #[command(after_help = "Example:\n  polyraft kv delete color")]
     Delete {
         /// The key.
+        #[arg(allow_negative_numbers = true)]
         key: String,
         #[command(flatten)]
         options: KeyOptions,
@@ -362,13 +441,23 @@ pub(super) enum KvVerb {
         connection: Connection,
     },
     /// Write a key if it has the value that is expected.
+    #[command(
+        after_help = "Examples:\n  polyraft kv cas color --expected blue green\n  polyraft kv cas color --absent blue"
+    )]
     Cas {
         /// The key.
+        #[arg(allow_negative_numbers = true)]
         key: String,
         /// The new value.
+        #[arg(allow_negative_numbers = true)]
         value: String,
         /// The value it must have.
-        #[arg(long, required_unless_present = "absent", conflicts_with = "absent")]
+        #[arg(
+            long,
+            required_unless_present = "absent",
+            conflicts_with = "absent",
+            allow_negative_numbers = true
+        )]
         expected: Option<String>,
         /// It must be absent.
         #[arg(long)]
@@ -378,6 +467,37 @@ pub(super) enum KvVerb {
         #[command(flatten)]
         connection: Connection,
     },
+}
+
+/// Reads `HOST:PORT`; names are resolved when they are used.
+fn parse_endpoint(text: &str) -> Result<String, String> {
+    if text.contains("://") {
+        return Err("an endpoint is HOST:PORT, without a scheme such as http://".to_owned());
+    }
+    let wrong = || format!("{text:?} is not of the form HOST:PORT, such as 127.0.0.1:7101");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    // Colons belong to an IPv6 address, which stands in brackets.
+    let bare = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    if host.is_empty() || bare || port == 0 || !is_authority(text) {
+        return Err(wrong());
+    }
+    Ok(text.to_owned())
+}
+
+fn is_authority(text: &str) -> bool {
+    tonic::transport::Endpoint::from_shared(format!("http://{text}")).is_ok()
+}
+
+/// Reads `HOST:PORT` of this machine. A name may stand for several addresses; then IPv4 is taken.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let found = text
+        .to_socket_addrs()
+        .map_err(|error| format!("{text:?} is no HOST:PORT to listen on: {error}"))?;
+    let mut found: Vec<SocketAddr> = found.collect();
+    found.sort_by_key(SocketAddr::is_ipv6);
+    let none = || format!("{text:?} stands for no address");
+    found.first().copied().ok_or_else(none)
 }
 
 /// Reads `7` or `1-100`.
@@ -429,6 +549,55 @@ mod tests {
         for wrong in ["", "0", "-", "3-1", "1-", "-1", "a-b", "1-2-3"] {
             assert!(parse_range(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn endpoints_are_hosts_and_ports() {
+        for right in [
+            "127.0.0.1:7101",
+            "localhost:1",
+            "[::1]:7101",
+            "store-1.net:7101",
+        ] {
+            assert_eq!(parse_endpoint(right), Ok(right.to_owned()));
+        }
+        for wrong in [
+            "nonsense",
+            "http://127.0.0.1:7101",
+            "::1:7101",
+            ":7101",
+            "a:",
+            "a:0",
+            "a:70000",
+            "a b:1",
+            "",
+        ] {
+            assert!(parse_endpoint(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_to_listen_on_are_resolved() {
+        let localhost = parse_listen("localhost:7109").expect("every machine knows it");
+        assert!(localhost.ip().is_loopback() && localhost.port() == 7109);
+        let numbers = "0.0.0.0:1".parse::<SocketAddr>().expect("an address");
+        assert_eq!(parse_listen("0.0.0.0:1"), Ok(numbers));
+        assert!(parse_listen("localhost").is_err());
+    }
+
+    #[test]
+    fn negative_numbers_are_values_and_flags_stay_flags() {
+        let parsed = Arguments::try_parse_from(["polyraft", "kv", "put", "neg", "-5"]);
+        let Verb::Kv { verb } = parsed.expect("a value").verb else {
+            panic!("not kv")
+        };
+        assert!(matches!(verb, KvVerb::Put { value, .. } if value == "-5"));
+        let line = ["polyraft", "kv", "put", "key", "--group", "3", "value"];
+        let parsed = Arguments::try_parse_from(line).expect("a flag between");
+        let Verb::Kv { verb } = parsed.verb else {
+            panic!("not kv")
+        };
+        assert!(matches!(verb, KvVerb::Put { options, .. } if options.group == 3));
     }
 
     #[test]

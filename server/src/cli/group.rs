@@ -3,16 +3,17 @@
 use serde_json::{Value, json};
 
 use super::args::{Connection, GroupVerb, OneMember};
-use super::output::{hex, readable, show, table};
-use crate::failure::Failure;
+use super::error::Error;
+use super::output::{hex, quoted, show, table};
+use crate::failure::{Failure, Reason};
 use crate::proto::admin::{
     ChangeKind, ChangeMembersRequest, CreateGroupRequest, DescribeGroupRequest,
     DescribeGroupResponse, DestroyGroupRequest, Group, ListGroupsRequest, MemberChange, MemberRole,
     TransferLeaderRequest,
 };
 
-pub(super) async fn run(verb: GroupVerb) -> Result<(), String> {
-    let result = match verb {
+pub(super) async fn run(verb: GroupVerb) -> Result<(), Error> {
+    match verb {
         GroupVerb::List { connection } => list(&connection).await,
         GroupVerb::Describe {
             group,
@@ -43,19 +44,12 @@ pub(super) async fn run(verb: GroupVerb) -> Result<(), String> {
             to,
             connection,
         } => transfer(group, to, &connection).await,
-    };
-    result.map_err(|failure| failure.message)
+    }
 }
 
-fn client(connection: &Connection) -> Result<crate::client::Client, Failure> {
-    connection
-        .client()
-        .map_err(|why| Failure::new(crate::failure::Reason::BadRequest, why))
-}
-
-async fn list(connection: &Connection) -> Result<(), Failure> {
+async fn list(connection: &Connection) -> Result<(), Error> {
     let request = ListGroupsRequest { local: false };
-    let client = client(connection)?;
+    let client = connection.client()?;
     let answer = client
         .admin(
             true,
@@ -93,20 +87,31 @@ async fn list(connection: &Connection) -> Result<(), Failure> {
             ));
         }
         text
-    });
-    Ok(())
+    })
 }
 
-async fn describe(group: u64, local: bool, connection: &Connection) -> Result<(), Failure> {
+async fn describe(group: u64, local: bool, connection: &Connection) -> Result<(), Error> {
     let request = DescribeGroupRequest { group, local };
-    let client = client(connection)?;
+    let client = connection.client()?;
     let d = client
         .admin(true, request, |mut c, r| async move {
             c.describe_group(r).await
         })
-        .await?;
-    show(connection.output, &describe_json(&d), || describe_table(&d));
-    Ok(())
+        .await
+        .map_err(|failure| hint_at_local(failure, local))?;
+    show(connection.output, &describe_json(&d), || describe_table(&d))
+}
+
+/// Without a leader there is still something to look at.
+fn hint_at_local(failure: Failure, local: bool) -> Failure {
+    let hint = "; --local shows what the store at the first of --endpoints holds";
+    match failure.reason {
+        Reason::NoQuorum | Reason::Timeout if !local => Failure {
+            message: failure.message + hint,
+            ..failure
+        },
+        _ => failure,
+    }
 }
 
 fn describe_json(d: &DescribeGroupResponse) -> Value {
@@ -184,9 +189,9 @@ fn describe_table(d: &DescribeGroupResponse) -> String {
     text
 }
 
-async fn create(stores: Vec<u64>, connection: &Connection) -> Result<(), Failure> {
+async fn create(stores: Vec<u64>, connection: &Connection) -> Result<(), Error> {
     let request = CreateGroupRequest { stores };
-    let client = client(connection)?;
+    let client = connection.client()?;
     let answer = client
         .admin(
             false,
@@ -197,12 +202,11 @@ async fn create(stores: Vec<u64>, connection: &Connection) -> Result<(), Failure
     let group = answer.group.unwrap_or_default();
     show(connection.output, &group_json(&group), || {
         format!("created group {}", group.group)
-    });
-    Ok(())
+    })
 }
 
-async fn destroy(group: u64, force: bool, connection: &Connection) -> Result<(), Failure> {
-    let client = client(connection)?;
+async fn destroy(group: u64, force: bool, connection: &Connection) -> Result<(), Error> {
+    let client = connection.client()?;
     let request = DestroyGroupRequest { group, force };
     let answer = client
         .admin(false, request, |mut c, r| async move {
@@ -218,11 +222,10 @@ async fn destroy(group: u64, force: bool, connection: &Connection) -> Result<(),
                 format!("destroyed group {group}; stores {later:?} follow when they can be reached")
             }
         },
-    );
-    Ok(())
+    )
 }
 
-async fn change_one(kind: ChangeKind, member: OneMember) -> Result<(), Failure> {
+async fn change_one(kind: ChangeKind, member: OneMember) -> Result<(), Error> {
     change(member.group, vec![(kind, member.store)], &member.connection).await
 }
 
@@ -230,8 +233,8 @@ async fn change(
     group: u64,
     changes: Vec<(ChangeKind, u64)>,
     connection: &Connection,
-) -> Result<(), Failure> {
-    let client = client(connection)?;
+) -> Result<(), Error> {
+    let client = connection.client()?;
     let changes = changes.into_iter().map(|(kind, store)| MemberChange {
         kind: kind.into(),
         store,
@@ -244,19 +247,29 @@ async fn change(
         .admin(false, request, |mut c, r| async move {
             c.change_members(r).await
         })
-        .await?;
+        .await
+        .map_err(|failure| hint_at_destroy(group, failure))?;
     let changed = answer.group.unwrap_or_default();
     show(connection.output, &group_json(&changed), || {
         format!(
             "group {group} now has members on stores {}",
             stores(&changed)
         )
-    });
-    Ok(())
+    })
 }
 
-async fn transfer(group: u64, to: u64, connection: &Connection) -> Result<(), Failure> {
-    let client = client(connection)?;
+/// Who takes the last voter away wants the group to end.
+fn hint_at_destroy(group: u64, failure: Failure) -> Failure {
+    if !failure.message.contains("removed all voters") {
+        return failure;
+    }
+    let message =
+        format!("group {group} would have no voter left; `polyraft group destroy {group}` ends it");
+    Failure { message, ..failure }
+}
+
+async fn transfer(group: u64, to: u64, connection: &Connection) -> Result<(), Error> {
+    let client = connection.client()?;
     let request = TransferLeaderRequest {
         group,
         to_store: to,
@@ -269,8 +282,7 @@ async fn transfer(group: u64, to: u64, connection: &Connection) -> Result<(), Fa
     let json = json!({ "group": group, "leader_store": answer.leader_store });
     show(connection.output, &json, || {
         format!("group {group} is handed to store {}", answer.leader_store)
-    });
-    Ok(())
+    })
 }
 
 fn group_json(group: &Group) -> Value {
@@ -298,12 +310,12 @@ fn bounds(group: &Group) -> (String, String) {
             if start.is_empty() {
                 "-inf".to_owned()
             } else {
-                readable(start)
+                quoted(start)
             },
             group
                 .end
                 .as_ref()
-                .map_or("+inf".to_owned(), |end| readable(end)),
+                .map_or("+inf".to_owned(), |end| quoted(end)),
         ),
     }
 }

@@ -4,10 +4,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::args::{KeyOptions, KvVerb};
+use super::error::Error;
 use super::output::{hex, parse_hex, readable, show};
 use crate::proto::kv::ResponseHeader;
 
-pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
+pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
     match verb {
         KvVerb::Get {
             key,
@@ -18,8 +19,7 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
             let client = connection.client()?;
             let answer = client
                 .get(bytes(&key, options)?, stale, options.group)
-                .await;
-            let answer = answer.map_err(|failure| failure.message)?;
+                .await?;
             let value = answer.value.as_ref();
             let text = |value: &Bytes| {
                 if options.hex {
@@ -36,7 +36,7 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
             });
             show(connection.output, &json, || {
                 value.map_or_else(|| "(absent)".to_owned(), text)
-            });
+            })
         }
         KvVerb::Put {
             key,
@@ -46,10 +46,9 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
         } => {
             let client = connection.client()?;
             let (name, value) = (bytes(&key, options)?, bytes(&value, options)?);
-            let header = client.put(name, Some(value), options.group).await;
-            let header = header.map_err(|failure| failure.message)?;
+            let header = client.put(name, Some(value), options.group).await?;
             let json = json!({ "key": key, "header": header_json(Some(header)) });
-            show(connection.output, &json, || "ok".to_owned());
+            show(connection.output, &json, || "ok".to_owned())
         }
         KvVerb::Delete {
             key,
@@ -57,10 +56,11 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
             connection,
         } => {
             let client = connection.client()?;
-            let header = client.put(bytes(&key, options)?, None, options.group).await;
-            let header = header.map_err(|failure| failure.message)?;
+            let header = client
+                .put(bytes(&key, options)?, None, options.group)
+                .await?;
             let json = json!({ "key": key, "header": header_json(Some(header)) });
-            show(connection.output, &json, || "ok".to_owned());
+            show(connection.output, &json, || "ok".to_owned())
         }
         KvVerb::Cas {
             key,
@@ -73,8 +73,7 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
             let client = connection.client()?;
             let expected = expected.map(|text| bytes(&text, options)).transpose()?;
             let (name, value) = (bytes(&key, options)?, bytes(&value, options)?);
-            let swapped = client.cas(name, expected, value, options.group).await;
-            let swapped = swapped.map_err(|failure| failure.message)?;
+            let swapped = client.cas(name, expected, value, options.group).await?;
             show(
                 connection.output,
                 &json!({ "key": key, "swapped": swapped }),
@@ -82,15 +81,14 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), String> {
                     true => "written".to_owned(),
                     false => "not written: the key has another value".to_owned(),
                 },
-            );
+            )
         }
     }
-    Ok(())
 }
 
-fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, String> {
+fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, Error> {
     if options.hex {
-        parse_hex(text).map(Bytes::from)
+        parse_hex(text).map(Bytes::from).map_err(Error::bad_request)
     } else {
         Ok(Bytes::copy_from_slice(text.as_bytes()))
     }

@@ -1,10 +1,14 @@
 //! `polyraft load`.
-#![allow(clippy::print_stdout)]
 
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{LoadArguments, Output};
+use super::error::Error;
+use super::output::say;
 use crate::load::{self, Options, Shape, Target};
 
 /// How long a write may stay unreadable before it counts as lost.
@@ -16,7 +20,7 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub(super) async fn run(
     arguments: LoadArguments,
     revision: Option<&'static str>,
-) -> Result<(), String> {
+) -> Result<(), Error> {
     let LoadArguments {
         connection, json, ..
     } = &arguments;
@@ -24,13 +28,18 @@ pub(super) async fn run(
         .rate
         .is_some_and(|rate| rate.is_nan() || rate <= 0.0)
     {
-        return Err("--rate must be greater than 0".to_owned());
+        return Err(Error::bad_request("--rate must be greater than 0"));
     }
+    // Before the run: its figures must not be lost to a path that is wrong.
+    let mut json = match json {
+        Some(path) => Some((path, create(path)?)),
+        None => None,
+    };
     let shape = Shape {
         connections: arguments.connections as usize,
         groups: arguments.groups.clone(),
     };
-    let target = Target::find(&connection.endpoints, connection.timeout, &shape).await?;
+    let target = Target::find(&connection.endpoints, connection.timeout(), &shape).await?;
     let (unasked, ops) = (Duration::from_secs(10), arguments.ops);
     let options = Options {
         duration: arguments
@@ -50,31 +59,35 @@ pub(super) async fn run(
             .unwrap_or(if arguments.history.is_some() { 5 } else { 1000 }),
         history: arguments.history.clone(),
         remember: arguments.verify,
-        timeout: connection.timeout,
+        timeout: connection.timeout(),
     };
     let people = connection.output == Output::Table;
     let outcome = load::run(options, Arc::new(target), |line| {
-        if people {
-            println!("{line}");
-        }
+        if people { say(line) } else { Ok(()) }
     })
     .await?;
     let report = &outcome.report;
-    if let Some(path) = json {
-        let text = format!("{:#}\n", report.json());
-        std::fs::write(path, text)
-            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    if let Some((path, file)) = &mut json {
+        let written = writeln!(file, "{:#}", report.json()).and_then(|()| file.flush());
+        written.map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     match connection.output {
-        Output::Table => println!("\n{}", report.summary()),
-        Output::Json => println!("{}", report.json()),
+        Output::Table => say(&format!("\n{}", report.summary()))?,
+        Output::Json => say(&report.json().to_string())?,
     }
     if arguments.verify {
         let verified = outcome.verify(PATIENCE).await?;
         if people {
             let all = outcome.remembered();
-            println!("verified            {verified} of {all} acknowledged writes");
+            say(&format!(
+                "verified            {verified} of {all} acknowledged writes"
+            ))?;
         }
     }
     Ok(())
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    let created = File::create(path);
+    created.map_err(|error| Error::Other(format!("cannot create {}: {error}", path.display())))
 }

@@ -5,23 +5,32 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::args::Connection;
+use super::error::Error;
 use super::output::{show, table};
 use crate::failure::Reason;
 use crate::proto::admin::{Environment, InitRequest, StatusRequest, StoreStatus};
+
+/// How long `init` tries if nothing else is asked for: stores may still be starting.
+const INIT_BOUND: Duration = Duration::from_secs(30);
+/// Between two attempts.
+const INIT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Asks until all stores have joined, or the time is over.
 pub(super) async fn init(
     groups: u64,
     replicas: Option<u32>,
     connection: &Connection,
-) -> Result<(), String> {
-    let client = connection.client()?;
-    let deadline = Instant::now() + connection.timeout.max(Duration::from_secs(30));
+) -> Result<(), Error> {
+    let bound = connection.timeout.unwrap_or(INIT_BOUND);
+    let deadline = Instant::now() + bound;
+    let mut client = connection.client()?;
     let request = InitRequest {
         groups,
         replicas: replicas.unwrap_or(0),
     };
+    let mut before = None;
     let answer = loop {
+        client.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let answer = client
             .admin(false, request, |mut c, r| async move { c.init(r).await })
             .await;
@@ -30,10 +39,19 @@ pub(super) async fn init(
             Err(failure) => {
                 // A store that joins restarts its services: the call may break and is safe to repeat.
                 let passing = !matches!(failure.reason, Reason::BadRequest | Reason::Refused);
-                if !passing || Instant::now() >= deadline {
-                    return Err(failure.message);
+                if !passing {
+                    return Err(failure.into());
                 }
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                // The last attempt is short, and may not have come to all endpoints.
+                let told = match before.take() {
+                    Some(before) if failure.reason == Reason::Unreachable => before,
+                    _ => failure,
+                };
+                if Instant::now() + INIT_PAUSE >= deadline {
+                    return Err(told.into());
+                }
+                before = (told.reason == Reason::Unreachable).then_some(told);
+                tokio::time::sleep(INIT_PAUSE).await;
             }
         }
     };
@@ -41,17 +59,16 @@ pub(super) async fn init(
     show(connection.output, &json, || match answer.already {
         true => format!("the cluster has its {} groups already", answer.groups),
         false => format!("created {} groups", answer.groups),
-    });
-    Ok(())
+    })
 }
 
-pub(super) async fn status(connection: &Connection) -> Result<(), String> {
+pub(super) async fn status(connection: &Connection) -> Result<(), Error> {
     let client = connection.client()?;
     let request = StatusRequest { all: true };
     let answer = client
         .admin(true, request, |mut c, r| async move { c.status(r).await })
-        .await;
-    let stores = answer.map_err(|failure| failure.message)?.stores;
+        .await?;
+    let stores = answer.stores;
     let initialised = stores.iter().any(|store| store.replicas > 0);
     let each: Vec<Value> = stores.iter().map(store_json).collect();
     let json = json!({ "initialised": initialised, "stores": each });
@@ -63,8 +80,7 @@ pub(super) async fn status(connection: &Connection) -> Result<(), String> {
             );
         }
         text
-    });
-    Ok(())
+    })
 }
 
 const HEAD: [&str; 8] = [

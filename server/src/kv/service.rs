@@ -200,8 +200,22 @@ impl Server {
         mut keys: impl Iterator<Item = &'a Bytes>,
         call: Call,
     ) -> Result<u64, Failure> {
-        if group != 0 {
+        if group != 0 && call.forwarded {
             return Ok(group);
+        }
+        if group != 0 {
+            self.check_exists(group, call).await?;
+            let range = self.route_of_group(group).and_then(|r| r.range.clone());
+            return match range {
+                Some(range) if !keys.all(|key| range.contains(key)) => {
+                    let text = format!(
+                        "the key is outside of the range of group {group}; leave the group away, \
+                         and the one that holds the key is found"
+                    );
+                    Err(Failure::new(Reason::BadRequest, text))
+                }
+                _ => Ok(group),
+            };
         }
         let first = keys
             .next()

@@ -23,6 +23,7 @@ use self::history::History;
 pub(crate) use self::report::Report;
 use self::report::{Environment, Progress, StoreCounters};
 pub(crate) use self::target::{Shape, Target};
+use crate::cli::Error;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -102,12 +103,12 @@ pub(crate) struct Outcome {
 /// Runs the load; `each_second` gets a line of progress. Ctrl-C ends it early.
 ///
 /// # Errors
-/// The history cannot be written.
+/// The history cannot be written, or `each_second` says that nobody listens any more.
 pub(crate) async fn run(
     options: Options,
     target: Arc<Target>,
-    mut each_second: impl FnMut(&str),
-) -> Result<Outcome, String> {
+    mut each_second: impl FnMut(&str) -> Result<(), Error>,
+) -> Result<Outcome, Error> {
     let history = options
         .history
         .as_ref()
@@ -149,7 +150,7 @@ pub(crate) async fn run(
                 interrupted.map_err(|error| format!("cannot wait for Ctrl-C: {error}"))?;
                 shared.stop.send_replace(true);
             }
-            _ = ticks.tick() => each_second(&shared.progress.line(shared.begin.elapsed())),
+            _ = ticks.tick() => each_second(&shared.progress.line(shared.begin.elapsed()))?,
             ended = clients.join_next() => match ended {
                 Some(ended) => acknowledged.extend(ended.map_err(|error| format!("a client failed: {error}"))?),
                 None => break,

@@ -156,7 +156,9 @@ impl StoreCounters {
     pub(super) async fn read(target: &Target) -> Self {
         let mut counters = BTreeMap::new();
         for status in target.status().await.unwrap_or_default() {
-            for (name, value) in status.counters {
+            // Figures of a moment cannot be subtracted.
+            let counts = status.counters.into_iter();
+            for (name, value) in counts.filter(|(name, _)| crate::metrics::is_counter(name)) {
                 counters.insert((status.store, name), value);
             }
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use tonic::transport::Channel;
 
+use crate::cli::Error;
 use crate::client::Client;
+use crate::failure::{Failure, Reason};
 use crate::peers::connect_lazily;
 use crate::proto::admin::{Environment, Group, ListGroupsRequest, StatusRequest, StoreStatus};
 
@@ -58,8 +60,8 @@ impl Target {
         endpoints: &[String],
         timeout: Duration,
         shape: &Shape,
-    ) -> Result<Self, String> {
-        let admin = Client::new(endpoints, timeout)?;
+    ) -> Result<Self, Error> {
+        let admin = Client::new(endpoints, timeout).map_err(Error::bad_request)?;
         let request = ListGroupsRequest { local: false };
         let list = admin
             .admin(
@@ -67,10 +69,11 @@ impl Target {
                 request,
                 |mut c, r| async move { c.list_groups(r).await },
             )
-            .await;
-        let list = list.map_err(|failure| failure.message)?.groups;
+            .await?;
+        let list = list.groups;
         if !list.iter().any(|group| group.start.is_some()) {
-            return Err("the cluster has no groups: run `polyraft init` first".to_owned());
+            let text = "the cluster has no groups: run `polyraft init` first";
+            return Err(Failure::new(Reason::NotInitialised, text).into());
         }
         let wanted = |group: &Group| {
             let asked = shape
@@ -93,7 +96,9 @@ impl Target {
             })
             .collect();
         if groups.is_empty() {
-            return Err("none of the groups asked for has a range".to_owned());
+            return Err(Error::bad_request(
+                "none of the groups asked for has a range",
+            ));
         }
         let mut stores = BTreeMap::new();
         for status in status_of_all(&admin).await? {
@@ -144,7 +149,7 @@ impl Target {
     }
 
     /// What every store says of itself.
-    pub(super) async fn status(&self) -> Result<Vec<StoreStatus>, String> {
+    pub(super) async fn status(&self) -> Result<Vec<StoreStatus>, Failure> {
         status_of_all(&self.admin).await
     }
 
@@ -171,10 +176,10 @@ impl Target {
     }
 }
 
-async fn status_of_all(admin: &Client) -> Result<Vec<StoreStatus>, String> {
+async fn status_of_all(admin: &Client) -> Result<Vec<StoreStatus>, Failure> {
     let request = StatusRequest { all: true };
     let status = admin
         .admin(true, request, |mut c, r| async move { c.status(r).await })
-        .await;
-    Ok(status.map_err(|failure| failure.message)?.stores)
+        .await?;
+    Ok(status.stores)
 }

@@ -7,6 +7,7 @@
 
 mod beginnings;
 mod command_line;
+mod command_line_manners;
 mod crashes;
 mod groups;
 mod identity;
