@@ -225,9 +225,9 @@ impl HostHandle {
     /// Changes membership (leader only); answered when the change is applied (a joint one: when
     /// it has been left, unless `transition` is explicit), with the new descriptor.
     ///
-    /// A voter is removed in two steps: it becomes a learner first. If only the first could be made, the answer
-    /// is [`Reject::Ambiguous`]; ask again. A leader that is to remove itself hands leadership over instead,
-    /// if another voter stays, and names its successor: ask that one.
+    /// A voter is removed in two steps: it becomes a learner first. If only the first could be made,
+    /// the answer is [`Reject::Ambiguous`]; ask again. A leader that is to remove itself hands leadership
+    /// over instead, if another voter stays, and names its successor: ask that one.
     pub fn change_members(
         &self,
         group: GroupId,

@@ -212,8 +212,9 @@ fn a_store_that_is_added_again_while_away_gets_its_new_replica() {
     }
 }
 
-/// Two voters become one while writes go on, and both crash after so many steps. Who is left may not know that
-/// the change is committed, and must not wait for the other's vote for ever: its log may be longer.
+/// Two voters become one while writes go on, and both crash after so many steps. Who is left may not
+/// know that the change is committed, and must not wait for the other's vote for ever: its log may be
+/// longer.
 #[test]
 fn a_change_of_voters_survives_crashes_anywhere() {
     for (seed, kind) in [ConfChangeKind::AddLearner, ConfChangeKind::Remove]
