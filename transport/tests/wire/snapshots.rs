@@ -152,13 +152,19 @@ async fn more_snapshots_than_allowed_are_refused() {
 /// A byte a second: the second chunk of a transfer would come after days.
 fn slow(config: &mut polyraft_transport::TransportConfig) {
     config.snapshot_bytes_per_second = 1;
+    patient(config);
+}
+
+/// Nobody gives up for want of progress.
+fn patient(config: &mut polyraft_transport::TransportConfig) {
+    config.snapshot_timeout = std::time::Duration::from_secs(3600);
 }
 
 #[tokio::test]
 async fn a_sender_that_stops_gives_up_its_snapshots() {
     let (one, two) = (
         configured(CLUSTER, 1, 1, slow).await,
-        node(CLUSTER, 2, 1).await,
+        configured(CLUSTER, 2, 1, patient).await,
     );
     connect(&one, &two, 2);
     let sending = begin(&one, 1, vec![Bytes::from(vec![1; 1 << 20]); 3], None);
@@ -176,7 +182,7 @@ async fn a_sender_that_stops_gives_up_its_snapshots() {
 async fn a_receiver_that_stops_gives_up_its_snapshots() {
     let (one, two) = (
         configured(CLUSTER, 1, 1, slow).await,
-        node(CLUSTER, 2, 1).await,
+        configured(CLUSTER, 2, 1, patient).await,
     );
     connect(&one, &two, 2);
     let sending = begin(&one, 1, vec![Bytes::from(vec![1; 1 << 20]); 3], None);
@@ -193,7 +199,7 @@ async fn a_receiver_that_stops_gives_up_its_snapshots() {
 async fn the_byte_rate_is_one_for_all_snapshots_of_a_store() {
     let (one, two) = (
         configured(CLUSTER, 1, 1, slow).await,
-        node(CLUSTER, 2, 1).await,
+        configured(CLUSTER, 2, 1, patient).await,
     );
     connect(&one, &two, 2);
     let first = begin(&one, 1, vec![Bytes::from(vec![1; 1 << 20])], None);
