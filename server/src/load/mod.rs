@@ -91,6 +91,16 @@ impl Shared {
     }
 }
 
+/// However a run ends, its clients end: one whose calls fail at once, as they do when the runtime
+/// goes down, never gives a task back to be aborted.
+struct StopClients(Arc<Shared>);
+
+impl Drop for StopClients {
+    fn drop(&mut self) {
+        self.0.stop.send_replace(true);
+    }
+}
+
 /// What came of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -128,6 +138,7 @@ pub(crate) async fn run(
         history,
         options,
     });
+    let _stop = StopClients(Arc::clone(&shared));
     let mut clients = JoinSet::new();
     for _ in 0..shared.options.concurrency {
         let client = Client::new(Arc::clone(&shared));
