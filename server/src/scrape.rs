@@ -21,6 +21,8 @@ const HEAD_MAX: usize = 8 << 10;
 const BOUND: Duration = Duration::from_secs(5);
 /// Connections that are answered at the same time; the others wait.
 const CONNECTIONS: usize = 8;
+/// Samples of histograms are summed up so often, or they would pile up while nobody asks.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// An address that is bound, and the recorder that all metrics of this process go to.
 pub(crate) struct Scrape {
@@ -49,11 +51,19 @@ impl Scrape {
     /// Answers until this task is ended.
     pub(crate) async fn run(self, server: Arc<Server>) {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                 return;
             };
-            let stream = match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = upkeep.tick() => {
+                    self.recorder.run_upkeep();
+                    continue;
+                }
+            };
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors, most likely: trying again at once would only burn time.
@@ -66,7 +76,6 @@ impl Scrape {
             tokio::spawn(async move {
                 let render = || {
                     crate::metrics::publish(&server);
-                    recorder.run_upkeep();
                     recorder.render()
                 };
                 let answered = timeout(BOUND, answer(stream, render)).await;
