@@ -154,3 +154,14 @@ impl Server {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_subtracted_is_told_from_what_cannot() {
+        assert!(is_counter("synced_writes"));
+        assert!(GAUGES.iter().all(|(name, ..)| !is_counter(name)));
+    }
+}

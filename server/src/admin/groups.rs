@@ -147,7 +147,7 @@ impl Server {
             .of_unknown_effect());
         }
         self.directory.learn((&descriptor).into());
-        Ok(view::group(&descriptor, None))
+        Ok(view::all_voters(&descriptor))
     }
 
     /// Creates the replicas of a new group, that of the first member last: it campaigns, and the

@@ -328,8 +328,15 @@ impl Server {
                         .change_members_if(id, epoch, changes, how, respond);
                 };
                 let descriptor = self.ask(group, call, change).await?;
+                let mut changed = view::group(&descriptor, None);
+                // The change is done, whether or not anybody can say who votes now.
+                if let Ok(status) = self.ask(group, looking, describe).await
+                    && status.descriptor.epoch == descriptor.epoch
+                {
+                    view::add_roles(&mut changed, &status.raft.conf_state);
+                }
                 Ok(ChangeMembersResponse {
-                    group: Some(view::group(&descriptor, None)),
+                    group: Some(changed),
                 })
             }
         };

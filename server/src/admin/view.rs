@@ -30,6 +30,16 @@ pub(super) fn group(descriptor: &GroupDescriptor, conf_state: Option<&ConfState>
     }
 }
 
+/// A group that was just created: all its members vote.
+pub(super) fn all_voters(descriptor: &GroupDescriptor) -> Group {
+    let voters = descriptor.members.iter().map(|member| member.replica);
+    let state = ConfState {
+        voters: voters.collect(),
+        ..ConfState::default()
+    };
+    group(descriptor, Some(&state))
+}
+
 /// The same with what a replica of the store knows.
 pub(super) fn replica(descriptor: &GroupDescriptor, summary: &ReplicaSummary) -> Group {
     Group {

@@ -347,3 +347,20 @@ fn role(role: MemberRole) -> &'static str {
         MemberRole::Unspecified => "member",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_leader_there_is_still_something_to_look_at() {
+        let hinted = |reason, local| {
+            let failure = Failure::new(reason, "no");
+            hint_at_local(failure, local).message.contains("--local")
+        };
+        assert!(hinted(Reason::NoQuorum, false));
+        assert!(hinted(Reason::Timeout, false));
+        assert!(!hinted(Reason::NoQuorum, true));
+        assert!(!hinted(Reason::BadRequest, false));
+    }
+}

@@ -188,3 +188,32 @@ fn what_is_wrong_is_found_before_the_run() {
         assert!(finished.stderr.contains(words), "{finished:?}");
     }
 }
+
+#[test]
+fn who_votes_is_said_whenever_members_are() {
+    let cluster = Cluster::start(Options::default());
+    let roles = |answer: &serde_json::Value| -> Vec<String> {
+        let members = answer["members"].as_array().expect("members");
+        let each = members
+            .iter()
+            .map(|m| format!("{} {}", m["store"], m["role"]));
+        each.collect()
+    };
+    let created = cluster
+        .json(&["group", "create", "--stores", "1,2"])
+        .expect("created");
+    assert_eq!(roles(&created), ["1 \"voter\"", "2 \"voter\""]);
+    let group = created["group"].to_string();
+    let learner = ["group", "add-learner", &group, "--store", "3"];
+    let changed = eventually("a learner", || cluster.json(&learner));
+    let expected = ["1 \"voter\"", "2 \"voter\"", "3 \"learner\""];
+    assert_eq!(roles(&changed), expected);
+    // Nobody is left to decide anything: that is a group to destroy.
+    let alone = cluster
+        .json(&["group", "create", "--stores", "1"])
+        .expect("created");
+    let alone = alone["group"].to_string();
+    let removed = cluster.cli(&["group", "remove", &alone, "--store", "1"]);
+    assert_eq!(removed.code(), 1, "{removed:?}");
+    assert!(removed.stderr.contains("group destroy"), "{removed:?}");
+}
