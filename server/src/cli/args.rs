@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::peers::parse_peer;
 
 const EXAMPLES: &str = "\
-Three stores on one machine:
+Example: three stores on one machine:
   polyraft start --store-id 1 --data-dir d1 --listen 127.0.0.1:7101 \\
       --peers 1=127.0.0.1:7101,2=127.0.0.1:7102,3=127.0.0.1:7103 &
   (the same with 2 and 3)
