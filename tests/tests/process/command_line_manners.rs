@@ -33,8 +33,11 @@ fn read_one_line(mut child: Child) -> (std::process::ExitStatus, String) {
     (child.wait().expect("it ends"), errors)
 }
 
+/// With the usual answer to signals, also where the tests themselves were started by `nohup`.
 fn piped(arguments: &[&str]) -> Child {
-    Command::new(binary())
+    Command::new("env")
+        .arg("--default-signal")
+        .arg(binary())
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
