@@ -528,8 +528,10 @@ impl<D: Disk> LogEngine for RaftLog<D> {
         max_bytes: u64,
     ) -> Result<Vec<Entry>, LogError> {
         let unavailable = || LogError::Unavailable { group, low, high };
-        // Entries may be moved while they are read: look again where they are, a few times.
-        for _ in 0..READ_ATTEMPTS {
+        // Entries may be moved while they are read: look again where they are, a few times. Who moves
+        // them may be between disk and index for longer than that, so the last look waits its turn.
+        for attempt in 1..=READ_ATTEMPTS {
+            let _turn = (attempt == READ_ATTEMPTS).then(|| self.writer.lock());
             let runs: Vec<Run> = {
                 let inner = self.inner.lock();
                 let index = inner.index.groups.get(&group).ok_or_else(unavailable)?;
