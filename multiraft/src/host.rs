@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use polyraft_core::HardState;
+use polyraft_core::{EntryId, HardState};
 
 use crate::apply::Applier;
 use crate::config::HostConfig;
-use crate::env::{LogBatch, LogEngine, LogSection, Recovered, StateMachine, Transport};
+use crate::env::{
+    LogBatch, LogEngine, LogSection, Recovered, RecoveredGroup, StateMachine, Transport,
+};
 use crate::error::HostError;
 use crate::group::{AppliedState, GroupId};
 use crate::handle::HostHandle;
@@ -159,8 +161,9 @@ fn remove_orphans(
     Ok(())
 }
 
-/// Data ahead of the log: a snapshot was installed and the crash came before the log was reset to it. What
-/// a snapshot contains is committed, so whatever the log says otherwise is void.
+/// Data beside the log: a snapshot was installed and the crash came before the log was reset to it. What
+/// a snapshot contains is committed, so whatever the log says otherwise is void; it may also be longer, with
+/// entries of a leader that never got them committed.
 fn reset_overtaken(
     env: &HostEnv,
     found: &mut Recovered,
@@ -171,7 +174,7 @@ fn reset_overtaken(
         let Some(state) = states.get(&replica.group) else {
             continue;
         };
-        if state.last.index <= replica.last.index {
+        if has(replica, state.last) {
             continue;
         }
         let group = replica.group;
@@ -205,6 +208,18 @@ fn reset_overtaken(
         })?;
     }
     Ok(())
+}
+
+/// Whether a log goes on from `applied`. One that begins behind it does not, but that is no snapshot's doing.
+fn has(replica: &RecoveredGroup, applied: EntryId) -> bool {
+    if applied.index <= replica.truncated.index {
+        return true;
+    }
+    let run = replica
+        .terms
+        .partition_point(|(_, first)| *first <= applied.index);
+    let term = run.checked_sub(1).map(|run| replica.terms[run].0);
+    applied.index <= replica.last.index && term == Some(applied.term)
 }
 
 fn launch(parts: HostParts, env: &HostEnv) -> Result<Host, HostError> {
