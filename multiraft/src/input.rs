@@ -88,7 +88,7 @@ pub enum Input {
         reason: String,
     },
     /// Applied data is durable up to these indexes.
-    Flushed(Vec<(GroupId, Index)>),
+    Flushed(Vec<(GroupId, ReplicaId, Index)>),
     /// Time has passed.
     Tick,
     /// Both directions to a store work (again).

@@ -332,7 +332,7 @@ pub(crate) fn flush(
     for summary in list {
         let group: GroupId = summary.group;
         let worker = handle.inner.shared.router.worker_of(group);
-        applied[worker].push((group, summary.basic.applied));
+        applied[worker].push((group, summary.replica, summary.basic.applied));
     }
     for (worker, indexes) in applied.into_iter().enumerate() {
         handle.complete(worker, Input::Flushed(indexes));

@@ -46,6 +46,10 @@ pub(crate) struct Replica {
     pub(crate) idle_ticks: u32,
     /// Ticks since this replica led last while proposals still wait.
     pub(crate) orphan_ticks: u32,
+    /// Ticks since anybody spoke to it.
+    pub(crate) silent_ticks: u32,
+    /// Bytes of cached entries that its worker has counted.
+    pub(crate) cached: u64,
     /// Something came in during this pass.
     pub(crate) touched: bool,
     pub(crate) published: ReplicaSummary,
@@ -102,6 +106,8 @@ impl Replica {
             asleep: false,
             idle_ticks: 0,
             orphan_ticks: 0,
+            silent_ticks: 0,
+            cached: 0,
             touched: false,
             published: ReplicaSummary::default(),
         }

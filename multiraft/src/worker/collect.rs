@@ -23,12 +23,13 @@ impl Worker {
                 continue;
             };
             replica.touched = false;
-            let before = replica.node.storage().cache_bytes();
             let drained = match replica.quarantined {
                 None => drain(replica, self.index, &self.config, effects),
                 Some(_) => Ok(()),
             };
+            // Beside what was counted last: truncation and snapshots change it between collections.
             let after = settle_cache(replica, self.cache_bytes > budget);
+            let before = std::mem::replace(&mut replica.cached, after);
             self.cache_bytes = (self.cache_bytes + after).saturating_sub(before);
             let summary = replica.summary();
             if summary != replica.published {

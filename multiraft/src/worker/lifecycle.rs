@@ -4,7 +4,7 @@
 //! The order that makes a crash anywhere harmless: data before the log's record of a new replica, so that a
 //! replica that is known has data; tombstone before the removal of data, so that a removal that was
 //! cut short is finished at the next start; data of a snapshot before the log is reset to it, so that the
-//! next start finds data ahead of the log and resets the log then.
+//! next start finds data that the log does not go on from, and resets the log then.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::env::{Lifecycle, LogSection, RecoveredGroup};
 use crate::error::{HostError, Reject};
 use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange};
 use crate::input::Applied;
-use crate::replica::{Install, Replica, ReplicaLog};
+use crate::replica::{Install, PendingChange, Replica, ReplicaLog};
 use crate::responder::Responder;
 
 /// Where the log of a new group begins. Above 1, so that a replica that joins with an empty log is
@@ -265,6 +265,7 @@ impl Worker {
         let (id, descriptor) = match removed {
             Some(mut replica) => {
                 tracing::debug!(%group, replica = %replica.id, %next_replica, "destroying replica");
+                self.cache_bytes = self.cache_bytes.saturating_sub(replica.cached);
                 replica.proposals.give_up();
                 replica.reads.reject_all(|| Reject::NoGroup(group));
                 (replica.id, Arc::clone(&replica.descriptor))
@@ -388,6 +389,12 @@ impl Worker {
         replica.set_descriptor(Arc::clone(&state.descriptor));
         replica.flushed = state.last.index;
         replica.proposals.skipped_to(state.last.index);
+        // Nobody here saw what became of these either.
+        let skipped =
+            |change: &mut PendingChange| !change.applied && change.id.index <= state.last.index;
+        for change in replica.changes.extract_if(.., skipped) {
+            change.respond.answer(Err(Reject::Ambiguous));
+        }
         replica.writes_in_flight += 1;
         let hard_state = append.hard_state().or(replica.unsaved.take());
         let section = LogSection {

@@ -7,7 +7,7 @@
 //! proposed when the first is applied: whoever holds its entry knows, durably, that the first is committed.
 
 use polyraft_core::{
-    ConfChangeKind, ConfChangeV2, EntryId, Event, Index, ReplicaId, Term, Transition,
+    ConfChangeKind, ConfChangeV2, EntryId, Event, Index, ReplicaId, Storage, Transition,
 };
 
 use super::Worker;
@@ -72,12 +72,14 @@ impl Worker {
             replica.node.applied(),
             replica.node.status().conf_state.is_joint(),
         );
-        let term = replica.node.term();
         let mut waiting = Vec::new();
         for mut pending in std::mem::take(&mut replica.changes) {
             if !pending.applied && pending.id.index <= applied {
-                pending.applied = changes.iter().any(|(index, _)| *index == pending.id.index);
-                if !pending.applied || term != pending.id.term && term == Term(0) {
+                // Another leader's change may stand in its place.
+                let log = replica.node.storage();
+                pending.applied = log.term(pending.id.index) == Ok(pending.id.term)
+                    && changes.iter().any(|(index, _)| *index == pending.id.index);
+                if !pending.applied {
                     let why = "the change was overtaken or is not possible any more";
                     pending.respond.answer(Err(Reject::Refused(why.to_owned())));
                     continue;

@@ -97,6 +97,7 @@ impl Worker {
             return;
         }
         replica.learn_route(message.from, from);
+        replica.silent_ticks = 0;
         let (sender, term) = (message.from, message.term);
         let heartbeat = match message.payload {
             Payload::Heartbeat { commit, .. } => Some(commit),
@@ -116,8 +117,10 @@ impl Worker {
             }
         }
         // A follower that has everything may sleep with its leader; a sleeping leader need not wake
-        // for the answers to its last heartbeat. Everything else is work.
+        // for the answers to its last heartbeat. Everything else is work. The leader's store may be gone
+        // by now: news of that overtake messages, and nobody would bring them again.
         let caught_up = sleep
+            && self.up.contains(&from)
             && heartbeat == Some(replica.node.last_index())
             && replica.node.term() == term
             && replica.node.leader() == sender

@@ -17,6 +17,7 @@ mod time;
 pub(crate) use collect::lane_of;
 pub use lifecycle::BOOTSTRAP;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -26,7 +27,7 @@ use crate::config::HostConfig;
 use crate::effects::Effects;
 use crate::env::Lost;
 use crate::error::Reject;
-use crate::group::GroupId;
+use crate::group::{GroupId, StoreId};
 use crate::group_map::{GroupMap, GroupSet};
 use crate::input::{AppliedItem, Input, PersistedItem};
 use crate::ranges::RangeClaims;
@@ -112,6 +113,8 @@ pub struct Worker {
     creating: GroupMap<Option<Responder<Result<(), Reject>>>>,
     /// Groups whose data is being removed.
     dying: GroupSet,
+    /// Stores of which it will be heard when they go.
+    up: BTreeSet<StoreId>,
     /// Those with input in this pass.
     touched: Vec<GroupId>,
     /// Bytes of entries cached by replicas of this worker.
@@ -129,6 +132,7 @@ impl Worker {
             tombstones: GroupMap::default(),
             creating: GroupMap::default(),
             dying: GroupSet::default(),
+            up: BTreeSet::new(),
             touched: Vec::new(),
             cache_bytes: 0,
         }
@@ -213,8 +217,12 @@ impl Worker {
             }
             Input::Flushed(indexes) => self.on_flushed(&indexes, effects),
             Input::Tick => self.tick(effects),
-            Input::StoreUp(store) => self.on_store_change(store),
+            Input::StoreUp(store) => {
+                self.up.insert(store);
+                self.on_store_change(store);
+            }
             Input::StoreDown(store) => {
+                self.up.remove(&store);
                 self.on_store_change(store);
                 self.report_unreachable(store, &Lost::Any);
             }

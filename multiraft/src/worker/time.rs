@@ -5,7 +5,7 @@
 //! still needs a round of heartbeats, a candidate still needs votes. Live, because whatever comes in
 //! wakes the group, and so does the news that a store went or came.
 
-use polyraft_core::{Index, Message, Payload};
+use polyraft_core::{Index, Message, Payload, ReplicaId, Term};
 
 use super::Worker;
 use super::admin::is_settled;
@@ -37,6 +37,7 @@ impl Worker {
         }
         give_up_orphans(replica, limit);
         end_failed_transfers(replica);
+        ask_if_removed(replica, limit * 2, effects);
         if sleep_after > 0 && may_sleep(replica) {
             replica.idle_ticks += 1;
             if replica.idle_ticks >= sleep_after {
@@ -79,13 +80,18 @@ impl Worker {
 
     /// What is durable in the state machine need not be in the log, but for followers that lag a
     /// little.
-    pub(super) fn on_flushed(&mut self, indexes: &[(GroupId, Index)], effects: &mut Effects) {
-        for &(group, flushed) in indexes {
+    pub(super) fn on_flushed(
+        &mut self,
+        indexes: &[(GroupId, ReplicaId, Index)],
+        effects: &mut Effects,
+    ) {
+        for &(group, id, flushed) in indexes {
             let keep = self.config.truncate_keep_entries;
             let Some(replica) = self.replicas.get_mut(&group) else {
                 continue;
             };
-            if replica.quarantined.is_some() || replica.is_installing() {
+            // The flush may have taken longer than the replica lived of which it speaks.
+            if replica.id != id || replica.quarantined.is_some() || replica.is_installing() {
                 continue;
             }
             replica.flushed = replica.flushed.max(flushed.min(replica.node.applied()));
@@ -186,6 +192,32 @@ fn give_up_orphans(replica: &mut Replica, limit: u32) {
         for change in replica.changes.drain(..) {
             change.respond.answer(Err(Reject::Ambiguous));
         }
+    }
+}
+
+/// A voter that hears nothing campaigns, and is told if it is none any more. Others never speak up by
+/// themselves, so who missed its removal would stay for ever, and its range with it: it shows itself.
+fn ask_if_removed(replica: &mut Replica, after: u32, effects: &mut Effects) {
+    replica.silent_ticks += 1;
+    if replica.silent_ticks < after || replica.leads() {
+        return;
+    }
+    replica.silent_ticks = 0;
+    let (id, group, term) = (replica.id, replica.group, replica.node.term());
+    let voters = replica.node.status().conf_state.voters;
+    if voters.contains(&id) || term == Term(0) {
+        return;
+    }
+    // To whoever counts it as a member this says no more than that it is there.
+    for member in replica.routes.iter().filter(|member| member.replica != id) {
+        let message = Message {
+            from: id,
+            to: member.replica,
+            term,
+            payload: Payload::HeartbeatResponse { read: 0 },
+        };
+        let body = Body::Raft(message);
+        effects.send(member.store, LaneKey::Control, GroupMessage { group, body });
     }
 }
 

@@ -2,6 +2,7 @@
 //! a function of its seed.
 #![allow(clippy::print_stdout, reason = "how a failure can be seen again")]
 
+mod adversity;
 mod basics;
 mod chaos;
 mod cluster;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use polyraft_multiraft::env::conformance::Rng;
 use polyraft_multiraft::env::{LogError, StateMachine, StateMachineError, Transport};
 use polyraft_multiraft::parts::{
-    ApplyTask, Effects, FetchTask, HostParts, SnapshotTask, WriteItem, fetch, send_snapshot,
+    ApplyTask, Effects, FetchTask, HostParts, Input, SnapshotTask, WriteItem, fetch, send_snapshot,
 };
 use polyraft_multiraft::{HostConfig, HostEnv, HostError, HostHandle};
 
@@ -123,6 +123,12 @@ impl Node {
         {
             self.fail(error);
         }
+    }
+
+    /// Gives an input to the worker of every group.
+    pub(crate) fn complete(&self, input: Input) {
+        let running = self.running.as_ref().expect("it runs");
+        running.parts.complete(0, input);
     }
 
     /// Each part does something in `percent` of the steps.

@@ -1,0 +1,266 @@
+//! Rare orders of things: crash points, late messages and late news that random runs seldom meet.
+
+use polyraft_core::{ConfChangeKind, Message, Payload, ReplicaId, Transition};
+use polyraft_multiraft::env::{Body, GroupMessage, Inbound};
+use polyraft_multiraft::parts::Input;
+use polyraft_multiraft::{GroupId, MemberChange, StoreId};
+
+use crate::cluster::{Cluster, Promise};
+
+const ONE: GroupId = GroupId(1);
+
+/// A leader and the two that follow it.
+fn three(seed: u64, stores: u64) -> (Cluster, StoreId, [StoreId; 2]) {
+    let mut cluster = Cluster::new(seed, stores, |config| config.truncate_keep_entries = 0);
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let leader = cluster.leader(ONE).expect("it has a leader");
+    let others = [1, 2].map(|step| StoreId(1 + (leader.0 - 1 + step) % 3));
+    (cluster, leader, others)
+}
+
+fn isolate(cluster: &Cluster, one: StoreId, others: [StoreId; 2], cut: bool) {
+    for other in others {
+        cluster.set_cut(one, other, cut);
+    }
+}
+
+/// What it appended as a leader that nobody followed is longer than the snapshot that voids it.
+#[test]
+fn a_longer_log_does_not_survive_a_snapshot_that_a_crash_cut_short() {
+    for seed in 0..4 {
+        let (mut cluster, old, others) = three(seed, 3);
+        isolate(&cluster, old, others, true);
+        let handle = cluster.handle(old.0);
+        for _ in 0..40 {
+            cluster.history.write(&handle, ONE);
+            cluster.step();
+        }
+        cluster.until("another one leads", 200, |cluster| {
+            cluster.leader(ONE).is_some_and(|leader| leader != old)
+        });
+        for _ in 0..5 {
+            cluster.written(ONE);
+        }
+        cluster.ticks(10);
+        // Only the leader truncates, so that the other one leads later with all of its log.
+        let new = cluster.leader(ONE).expect("it has a leader");
+        cluster.node(new.0).flush();
+        cluster.ticks(2);
+        let applied = |cluster: &Cluster, store: StoreId| {
+            let data = cluster.nodes[&store].data.data(ONE);
+            data.map(|data| data.state.last)
+        };
+        let before = applied(&cluster, old);
+        isolate(&cluster, old, others, false);
+        cluster.until("the data of the snapshot is there", 200, |cluster| {
+            applied(cluster, old) != before
+        });
+        let found = cluster.nodes[&old].log.recovered();
+        let log = found.groups.first().expect("it has the group");
+        let state = applied(&cluster, old).expect("it has data");
+        assert!(
+            log.last.index > state.index && log.last.term < state.term,
+            "the log is longer, and not reset yet: {log:?} beside {state:?}"
+        );
+        cluster.crash(old, false);
+        cluster.crash(new, false);
+        cluster.start(old);
+        cluster.elect();
+        cluster.written(ONE);
+        cluster.start(new);
+        cluster.settle_and_check();
+    }
+}
+
+/// A leader sends its group to sleep and goes down; that it is down is known before the message is there.
+#[test]
+fn nobody_sleeps_with_a_leader_that_is_known_to_be_gone() {
+    let (mut cluster, leader, others) = three(1, 3);
+    cluster.ticks(10);
+    let status = cluster.describe(leader.0, ONE).expect("it is there");
+    assert!(!status.asleep, "not yet");
+    let (term, from) = (status.raft.basic.hard_state.term, status.raft.basic.id);
+    let sleep = |to: ReplicaId| GroupMessage {
+        group: ONE,
+        body: Body::Sleep(Message {
+            from,
+            to,
+            term,
+            payload: Payload::Heartbeat {
+                commit: status.last.index,
+                read: 0,
+            },
+        }),
+    };
+    cluster.crash(leader, false);
+    cluster.step();
+    for other in others {
+        let to = status.descriptor.replica_on(other).expect("a member");
+        cluster.handle(other.0).deliver(leader, vec![sleep(to)]);
+    }
+    cluster.until("another one leads", 200, |cluster| {
+        cluster.leader(ONE).is_some()
+    });
+    cluster.written(ONE);
+    cluster.start(leader);
+    cluster.settle_and_check();
+}
+
+/// Two leaders put a change at the same place of the log; who asked the one that lost hears no Ok.
+#[test]
+fn a_change_of_membership_is_not_taken_for_that_of_another_leader() {
+    let (mut cluster, old, others) = three(3, 5);
+    isolate(&cluster, old, others, true);
+    let handle = cluster.handle(old.0);
+    cluster.history.write(&handle, ONE);
+    cluster.step();
+    let (promise, respond) = Promise::new();
+    let lost = vec![MemberChange {
+        kind: ConfChangeKind::AddLearner,
+        store: StoreId(4),
+    }];
+    handle.change_members(ONE, lost, Transition::Auto, respond);
+    cluster.until("another one leads", 200, |cluster| {
+        cluster.leader(ONE).is_some_and(|leader| leader != old)
+    });
+    cluster.ticks(2);
+    let won = cluster.change(ONE, &[(ConfChangeKind::AddLearner, 5)], Transition::Auto);
+    won.expect("it is possible");
+    assert!(!promise.is_kept(), "it still waits");
+    isolate(&cluster, old, others, false);
+    cluster.until("an answer", 200, |_| promise.is_kept());
+    let answer = promise.take().expect("it is kept");
+    assert!(answer.is_err(), "{answer:?}");
+    cluster.settle_and_check();
+}
+
+/// It knows that it is a learner, so it never campaigns; the news of its removal is lost.
+#[test]
+fn a_learner_that_missed_its_removal_goes() {
+    let (mut cluster, _, [leaving, _]) = three(4, 3);
+    let demoted = [(ConfChangeKind::AddLearner, leaving.0)];
+    let demoted = cluster.change(ONE, &demoted, Transition::Auto);
+    demoted.expect("it is possible");
+    cluster.settle_and_check();
+    cluster.crash(leaving, false);
+    let removed = [(ConfChangeKind::Remove, leaving.0)];
+    let removed = cluster.change(ONE, &removed, Transition::Auto);
+    assert_eq!(removed.expect("it is possible").members.len(), 2);
+    cluster.start(leaving);
+    cluster.until("it has collected itself", 200, |cluster| {
+        cluster.handle(leaving.0).summary(ONE).is_none()
+            && cluster.nodes[&leaving].data.data(ONE).is_none()
+    });
+    cluster.settle_and_check();
+}
+
+/// What the data says to be applied must not make entries of its own log look committed: whoever is refused a
+/// vote would believe that, and apply what nobody decided.
+#[test]
+fn a_log_that_a_snapshot_voids_does_not_speak_for_what_is_committed() {
+    let mut cluster = Cluster::new(5, 5, |config| config.truncate_keep_entries = 0);
+    cluster.create(1, &[1, 2, 3, 4, 5]);
+    cluster.settle_and_check();
+    let old = cluster.leader(ONE).expect("it has a leader");
+    let friend = StoreId(1 + old.0 % 5);
+    let others: Vec<StoreId> = (1..=5)
+        .map(StoreId)
+        .filter(|store| ![old, friend].contains(store))
+        .collect();
+    for other in &others {
+        cluster.set_cut(old, *other, true);
+        cluster.set_cut(friend, *other, true);
+    }
+    let handle = cluster.handle(old.0);
+    for _ in 0..40 {
+        cluster.history.write(&handle, ONE);
+        cluster.step();
+    }
+    // The friend lacks the end of it, so that it will be refused.
+    cluster.set_cut(old, friend, true);
+    cluster.history.write(&handle, ONE);
+    cluster.step();
+    cluster.until("another one leads", 200, |cluster| {
+        cluster
+            .leader(ONE)
+            .is_some_and(|leader| others.contains(&leader))
+    });
+    for _ in 0..5 {
+        cluster.written(ONE);
+    }
+    cluster.ticks(10);
+    let new = cluster.leader(ONE).expect("it has a leader");
+    cluster.node(new.0).flush();
+    cluster.ticks(2);
+    let applied = |cluster: &Cluster| {
+        let data = cluster.nodes[&old].data.data(ONE);
+        data.map(|data| data.state.last)
+    };
+    let before = applied(&cluster);
+    cluster.set_cut(old, new, false);
+    cluster.until("the data of the snapshot is there", 200, |cluster| {
+        applied(cluster) != before
+    });
+    cluster.crash(old, false);
+    cluster.set_cut(old, new, true);
+    cluster.set_cut(old, friend, false);
+    cluster.start(old);
+    cluster.ticks(100);
+    cluster.check_data();
+    for other in others {
+        cluster.set_cut(old, other, false);
+        cluster.set_cut(friend, other, false);
+    }
+    cluster.settle_and_check();
+}
+
+/// A flush takes long, and the replica of which it speaks is gone meanwhile: its successor's data was not part
+/// of it, so its log must stay.
+#[test]
+fn a_flush_speaks_for_the_replica_that_there_was() {
+    let (mut cluster, leader, _) = three(6, 3);
+    for _ in 0..5 {
+        cluster.written(ONE);
+    }
+    let before = cluster.describe(leader.0, ONE).expect("it is there");
+    let (own, applied) = (before.raft.basic.id, before.raft.basic.applied);
+    for (id, counts) in [(ReplicaId(own.0 + 7), false), (own, true)] {
+        let flushed = Input::Flushed(vec![(ONE, id, applied)]);
+        cluster.node(leader.0).complete(flushed);
+        cluster.ticks(1);
+        let status = cluster.describe(leader.0, ONE).expect("it is there");
+        assert_eq!(status.flushed == applied, counts, "{id}");
+        assert_eq!(status.truncated.index == applied, counts, "{id}");
+    }
+    cluster.settle_and_check();
+}
+
+/// What truncation takes out of the cache is not counted for ever: else the budget would be used up for good
+/// after one member was away for a while, and whoever lags would be fed from the disk.
+#[test]
+fn the_cache_is_as_large_as_what_is_in_it() {
+    let mut cluster = Cluster::new(7, 3, |config| {
+        config.truncate_keep_entries = 0;
+        config.entry_cache_bytes_max = 4_000;
+    });
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let leader = cluster.leader(ONE).expect("it has a leader");
+    cluster.crash(StoreId(1 + leader.0 % 3), false);
+    for _ in 0..20 {
+        for _ in 0..10 {
+            cluster.written(ONE);
+        }
+        cluster.node(leader.0).flush();
+        cluster.ticks(2);
+    }
+    for _ in 0..5 {
+        cluster.written(ONE);
+    }
+    let status = cluster.describe(leader.0, ONE).expect("it is there");
+    let kept = status.cached_log_bytes;
+    assert!(kept >= 5 * 40, "{kept} for the one that is away");
+    cluster.start(StoreId(1 + leader.0 % 3));
+    cluster.settle_and_check();
+}
