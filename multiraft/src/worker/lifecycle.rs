@@ -14,7 +14,7 @@ use super::{Counters, Worker};
 use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
 use crate::env::{Lifecycle, LogSection, RecoveredGroup};
 use crate::error::{HostError, Reject};
-use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange};
+use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange, Member};
 use crate::input::Applied;
 use crate::replica::{Install, PendingChange, Replica, ReplicaLog};
 use crate::responder::Responder;
@@ -120,6 +120,20 @@ impl Worker {
         {
             return refused("next_replica must be above every member's replica id");
         }
+        let members = &descriptor.members;
+        let twice = |at: usize, one: &Member| {
+            let others = &members[..at];
+            others
+                .iter()
+                .any(|other| other.store == one.store || other.replica == one.replica)
+        };
+        if members
+            .iter()
+            .enumerate()
+            .any(|(at, member)| twice(at, member))
+        {
+            return refused("a store or a replica id is among the members twice");
+        }
         let empty = |range: &KeyRange| range.end.as_ref().is_some_and(|end| *end <= range.start);
         if descriptor.range.as_ref().is_some_and(empty) {
             return refused("its range contains no key: the end must be above the start");
@@ -135,17 +149,20 @@ impl Worker {
             return Err(Reject::Busy("the group is being created or destroyed"));
         }
         if let Some(present) = self.replicas.get(&group) {
-            // A vote may have come before this request and made the replica. What it knows is
-            // durable, and the leader feeds it by snapshot: the group is there as asked for.
-            if present.id == replica {
+            if present.id != replica {
+                return refused("another replica of it exists on this store");
+            }
+            if present.is_initialised() {
                 return Ok(None);
             }
-            return refused("another replica of it exists on this store");
         }
-        match self.shared.ranges.claim(group, descriptor.range.as_ref()) {
-            Err(other) => refused(&format!("its range overlaps that of group {other}")),
-            Ok(()) => Ok(Some(replica)),
+        if let Err(other) = self.shared.ranges.claim(group, descriptor.range.as_ref()) {
+            return refused(&format!("its range overlaps that of group {other}"));
         }
+        // A vote may have come before this request and made the replica. What it knows is durable, and
+        // the leader feeds it by snapshot: the group is there as asked for.
+        let present = self.replicas.contains_key(&group);
+        Ok((!present).then_some(replica))
     }
 
     /// The data of a new group could not be written: it is as if nobody had asked.

@@ -132,7 +132,14 @@ fn propose_change(
     let voters = replica.node.status().conf_state.voters;
     let (mut next, mut new) = (descriptor.next_replica, Vec::new());
     let (mut each, mut remove) = (Vec::new(), Vec::new());
-    for change in changes {
+    for (at, change) in changes.iter().enumerate() {
+        if changes[..at]
+            .iter()
+            .any(|other| other.store == change.store)
+        {
+            let why = format!("store {} is named twice", change.store);
+            return Err(Reject::Refused(why));
+        }
         let present = descriptor.replica_on(change.store);
         let id = match (change.kind, present) {
             (_, Some(id)) => id,

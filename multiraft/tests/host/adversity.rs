@@ -1,11 +1,13 @@
 //! Rare orders of things: crash points, late messages and late news that random runs seldom meet.
 
+use bytes::Bytes;
 use polyraft_core::{ConfChangeKind, Message, Payload, ReplicaId, Transition};
 use polyraft_multiraft::env::{Body, GroupMessage, Inbound};
 use polyraft_multiraft::parts::Input;
-use polyraft_multiraft::{GroupId, MemberChange, StoreId};
+use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange, MemberChange, Reject, StoreId};
 
 use crate::cluster::{Cluster, Promise};
+use crate::network::Weather;
 
 const ONE: GroupId = GroupId(1);
 
@@ -262,5 +264,71 @@ fn the_cache_is_as_large_as_what_is_in_it() {
     let kept = status.cached_log_bytes;
     assert!(kept >= 5 * 40, "{kept} for the one that is away");
     cluster.start(StoreId(1 + leader.0 % 3));
+    cluster.settle_and_check();
+}
+
+/// A vote made the replica before it was to be created: its range is taken from then on all the same, or
+/// another group could take it before the snapshot comes, which would be refused for ever.
+#[test]
+fn a_group_that_waits_for_its_first_state_owns_its_range() {
+    let mut cluster = Cluster::new(8, 2, |_| {});
+    let with_range = |group: u64, stores: &[u64], start: &'static [u8], end: &'static [u8]| {
+        let range = Some(KeyRange {
+            start: Bytes::from_static(start),
+            end: Some(Bytes::from_static(end)),
+        });
+        let descriptor = Cluster::descriptor(GroupId(group), stores);
+        GroupDescriptor {
+            range,
+            ..descriptor
+        }
+    };
+    let (one, two) = (
+        with_range(1, &[1, 2], b"a", b"m"),
+        with_range(2, &[2], b"b", b"c"),
+    );
+    cluster.network.set_weather(Weather {
+        broken: 100,
+        ..Weather::default()
+    });
+    let (first, second) = (cluster.handle(1), cluster.handle(2));
+    let created = cluster.answer(|respond| first.create_group(one.clone(), respond));
+    assert_eq!(created, Ok(()));
+    cluster.until("a vote made the other replica", 200, |_| {
+        second.summary(ONE).is_some()
+    });
+    let created = cluster.answer(|respond| second.create_group(one, respond));
+    assert_eq!(created, Ok(()));
+    let overlapping = cluster.answer(|respond| second.create_group(two, respond));
+    assert!(
+        matches!(overlapping, Err(Reject::Refused(_))),
+        "{overlapping:?}"
+    );
+    cluster.network.set_weather(Weather::default());
+    cluster.groups.insert(ONE);
+    cluster.settle_and_check();
+}
+
+/// Twice the same new store would be two replicas in one place, of which the older could never live; a voter
+/// that is to go and to stay would go in one step.
+#[test]
+fn members_name_a_store_once() {
+    let (mut cluster, leader, _) = three(9, 4);
+    let member = 1 + leader.0 % 3;
+    let twice = [
+        [(ConfChangeKind::AddVoter, 4), (ConfChangeKind::AddVoter, 4)],
+        [
+            (ConfChangeKind::Remove, member),
+            (ConfChangeKind::AddVoter, member),
+        ],
+    ];
+    for changes in twice {
+        let answer = cluster.change(ONE, &changes, Transition::Auto);
+        assert!(matches!(answer, Err(Reject::Refused(_))), "{answer:?}");
+    }
+    let handle = cluster.handle(4);
+    let descriptor = Cluster::descriptor(GroupId(2), &[4, 4]);
+    let created = cluster.answer(|respond| handle.create_group(descriptor, respond));
+    assert!(matches!(created, Err(Reject::Refused(_))), "{created:?}");
     cluster.settle_and_check();
 }
