@@ -217,8 +217,8 @@ fn a_log_that_a_snapshot_voids_does_not_speak_for_what_is_committed() {
     cluster.settle_and_check();
 }
 
-/// A flush takes long, and the replica of which it speaks is gone meanwhile: its successor's data was not part
-/// of it, so its log must stay.
+/// A flush takes long, and the replica of which it speaks is gone meanwhile: its successor's data was
+/// not part of it, so its log must stay.
 #[test]
 fn a_flush_speaks_for_the_replica_that_there_was() {
     let (mut cluster, leader, _) = three(6, 3);
