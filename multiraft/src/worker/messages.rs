@@ -27,6 +27,7 @@ impl Worker {
         };
         if !replica.leads() {
             let reject = replica.not_leader();
+            self.look_for_leader(group);
             return respond.answer(Err(reject));
         }
         replica.proposals.queue(Queued {
@@ -47,9 +48,22 @@ impl Worker {
             }
             Ok(replica) => {
                 let reject = replica.not_leader();
+                self.look_for_leader(group);
                 respond.answer(Err(reject));
             }
             Err(reject) => respond.answer(Err(reject)),
+        }
+    }
+
+    /// Somebody wants something of a leader. One that sleeps is woken by the request when it gets there; but
+    /// if only its replica is gone and not its store, nothing but this tells a sleeping follower so.
+    fn look_for_leader(&mut self, group: GroupId) {
+        if self
+            .replicas
+            .get(&group)
+            .is_some_and(|replica| replica.asleep)
+        {
+            self.wake(group);
         }
     }
 

@@ -109,6 +109,42 @@ fn nobody_sleeps_with_a_leader_that_is_known_to_be_gone() {
     cluster.settle_and_check();
 }
 
+/// Everybody sleeps when the leader's replica goes, and its store does not: nobody hears of that until somebody
+/// wants something.
+#[test]
+fn a_request_wakes_who_sleeps_without_a_leader() {
+    let (mut cluster, leader, others) = three(2, 3);
+    let asleep = |cluster: &Cluster, store: StoreId| {
+        let summary = cluster.handle(store.0).summary(ONE);
+        summary.is_some_and(|summary| summary.asleep)
+    };
+    cluster.until("all sleep", 400, |cluster| {
+        asleep(cluster, leader) && others.iter().all(|other| asleep(cluster, *other))
+    });
+    let handle = cluster.handle(leader.0);
+    let gone = cluster.answer(|respond| handle.destroy_replica(ONE, ReplicaId(4), respond));
+    assert_eq!(gone, Ok(()));
+    cluster.ticks(100);
+    assert!(
+        others.iter().all(|other| asleep(&cluster, *other)),
+        "nobody heard of it"
+    );
+    let follower = cluster.handle(others[0].0);
+    let answer = cluster.answer(|respond| follower.read(ONE, respond));
+    assert!(
+        matches!(answer, Err(Reject::NotLeader { .. })),
+        "{answer:?}"
+    );
+    cluster.until("another one leads", 400, |cluster| {
+        let leads = |store: &StoreId| {
+            let summary = cluster.handle(store.0).summary(ONE);
+            summary.is_some_and(|s| s.basic.soft_state.role == polyraft_core::RoleName::Leader)
+        };
+        others.iter().any(leads)
+    });
+    cluster.written(ONE);
+}
+
 /// Two leaders put a change at the same place of the log; who asked the one that lost hears no Ok.
 #[test]
 fn a_change_of_membership_is_not_taken_for_that_of_another_leader() {
