@@ -88,7 +88,10 @@ impl Joining {
         let mut found = None;
         for hello in hellos.into_iter().filter_map(|(_, hello)| hello) {
             for (store, address) in &hello.addresses {
-                self.peers.learn(*store, address);
+                // A store that waits itself tells of whoever has greeted it, also of one that is long gone.
+                if hello.cluster != 0 || self.configured.contains(store) {
+                    self.peers.learn(*store, address);
+                }
             }
             if !hello.refused.is_empty() {
                 return self.decide(Err(hello.refused));
@@ -122,17 +125,15 @@ impl Joining {
         }
     }
 
-    /// What this store says to one that introduces itself.
+    /// What this store says to one that introduces itself. Of its cluster it says nothing before that is
+    /// kept, and then it does not answer here any more: if a founder told a number and crashed before
+    /// it kept it, it would draw another one, and the store that was told would be lost.
     pub(super) fn answer(&self, hello: &HelloRequest) -> HelloResponse {
         self.peers.learn(hello.store, &hello.address);
-        let decided = match *self.outcome.lock() {
-            Some(Ok(membership)) => Some(membership),
-            _ => None,
-        };
         HelloResponse {
             store: self.me,
-            cluster: decided.map_or(0, |membership| membership.cluster),
-            founder: decided.map_or(0, |membership| membership.founder),
+            cluster: 0,
+            founder: 0,
             addresses: self.peers.addresses().into_iter().collect(),
             instance: self.instance,
             incarnation: 0,
@@ -159,6 +160,12 @@ impl Joining {
     /// Draws the cluster's number if that is this store's part, else asks the store whose part it is.
     pub(super) async fn begin(&self) -> Result<(), Failure> {
         for (store, hello) in self.greet_others().await {
+            let answers = hello.as_ref().is_some_and(|hello| hello.store == store);
+            if !answers && !self.configured.contains(&store) {
+                // It greeted this store once, is not on its list and gone: nobody needs to wait for it.
+                self.peers.forget(store);
+                continue;
+            }
             if let Some(found) = self.check(store, hello)? {
                 self.decide(Ok(found));
                 return Ok(());
@@ -353,8 +360,8 @@ mod tests {
         assert_eq!(joining().check(2, Some(there)), Ok(Some(membership)));
     }
 
-    #[test]
-    fn the_first_decision_counts() {
+    #[tokio::test]
+    async fn the_first_decision_counts_and_is_not_told_before_it_is_kept() {
         let joining = joining();
         let first = Membership {
             cluster: 9,
@@ -366,6 +373,31 @@ mod tests {
             founder: 2,
         }));
         let hello = joining.answer(&HelloRequest::default());
-        assert_eq!((hello.cluster, hello.founder), (9, 1));
+        assert_eq!((hello.cluster, hello.founder), (0, 0));
+        assert_eq!(joining.wait().await, Ok(first));
+    }
+
+    #[tokio::test]
+    async fn who_greeted_once_and_is_gone_is_not_waited_for() {
+        // A port that was free a moment ago and is not listened on.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let gone = listener.local_addr().expect("an address").to_string();
+        drop(listener);
+        let addresses = BTreeMap::from([(1, "a:1".to_owned())]);
+        let peers = Arc::new(Peers::new(1, addresses));
+        let joining = Joining::new(1, 7, BTreeSet::from([1]), peers);
+        joining.answer(&HelloRequest {
+            store: 4,
+            address: gone,
+            instance: 8,
+            ..HelloRequest::default()
+        });
+        assert_eq!(joining.peers.others(), [4]);
+        joining
+            .begin()
+            .await
+            .expect("all stores of the list are here");
+        assert!(joining.wait().await.is_ok());
+        assert!(joining.peers.others().is_empty());
     }
 }

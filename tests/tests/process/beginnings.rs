@@ -212,6 +212,68 @@ fn stores_with_different_lists_begin_no_cluster() {
     assert_eq!(status["initialised"], false, "{status}");
 }
 
+/// A store that is to come later was started too early and stopped again, as the refusal says.
+#[test]
+fn a_store_that_came_too_early_and_went_again_is_not_waited_for() {
+    let mut cluster = Cluster::stopped(Options {
+        stores: 4,
+        ..Options::default()
+    });
+    let addresses = cluster.endpoints();
+    let listed: Vec<String> = (1..4)
+        .map(|id| format!("{id}={}", addresses[id - 1]))
+        .collect();
+    cluster.store(4).start();
+    for id in 1..4 {
+        let mut arguments = cluster.store(id).arguments().to_vec();
+        let at = arguments
+            .iter()
+            .position(|a| a == "--peers")
+            .expect("--peers");
+        arguments[at + 1] = listed.join(",");
+        cluster.store(id).restart_with(arguments);
+    }
+    let known = |cluster: &Cluster, at: usize| {
+        let status = cluster.cli_at(&addresses[at..=at], &["status", "-o", "json"]);
+        let status = status.stdout;
+        match status.contains(addresses[3].as_str()) {
+            true => Ok(()),
+            false => Err(status),
+        }
+    };
+    for at in 0..3 {
+        eventually("store 4 to have greeted", || known(&cluster, at));
+    }
+    let init = ["init", "--groups", "8"];
+    let refused = eventually("store 4 to be in the way", || {
+        let refused = cluster.cli_at(&addresses[..1], &init);
+        assert_ne!(refused.code(), 0, "{refused:?}");
+        match refused.stderr.contains("--peers") {
+            true => Ok(refused),
+            false => Err(format!("{refused:?}")),
+        }
+    });
+    let said = &refused.stderr;
+    assert!(said.contains("store 4 lists 4"), "{refused:?}");
+    cluster.store(4).kill();
+    eventually("the cluster to begin", || {
+        cluster.cli_at(&addresses[..1], &init).success()
+    });
+    cluster.store(4).start();
+    eventually("store 4 to join", || {
+        let status = cluster.json(&["status"])?;
+        let stores = status["stores"].as_array().ok_or("no stores")?;
+        let joined = |id: u64| {
+            let mut all = stores.iter();
+            all.any(|s| s["store"] == id && s["cluster"].is_string())
+        };
+        match (1..=4).all(joined) {
+            true => Ok(()),
+            false => Err(status.to_string()),
+        }
+    });
+}
+
 /// `status` is what a person asks first, and says what to do next.
 #[test]
 fn status_before_init_shows_the_stores_and_what_to_do() {
