@@ -93,11 +93,7 @@ impl Server {
         if hello.cluster != 0 && hello.cluster != self.cluster {
             return answer;
         }
-        let shown = Instance {
-            id: hello.instance,
-            incarnation: hello.incarnation,
-        };
-        if let Err(refused) = self.meet(hello.store, shown, hello.cluster != 0) {
+        if let Err(refused) = self.meet(hello.store, shown_by(hello), hello.cluster != 0) {
             tracing::error!(
                 store = hello.store,
                 address = hello.address,
@@ -140,6 +136,15 @@ impl Server {
         if let Err(error) = self.meta.put_server(ADDRESSES, all) {
             tracing::warn!(%error, "the addresses of the stores could not be kept");
         }
+    }
+}
+
+/// What a store shows that introduces itself. One that knows its cluster has joined, and counts as started:
+/// of two directories that join under one number at the same time only one may go on.
+fn shown_by(hello: &HelloRequest) -> Instance {
+    Instance {
+        id: hello.instance,
+        incarnation: hello.incarnation.max(u64::from(hello.cluster != 0)),
     }
 }
 
@@ -247,5 +252,31 @@ impl Admin for BeforeJoining {
         _: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         not_joined()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instances::Instances;
+
+    #[test]
+    fn of_two_directories_that_join_under_one_number_one_goes_on() {
+        let greets = |instance, cluster| {
+            shown_by(&HelloRequest {
+                store: 2,
+                cluster,
+                instance,
+                ..HelloRequest::default()
+            })
+        };
+        let all = Instances::default();
+        for waits in [7, 8] {
+            assert_eq!(all.meet(2, greets(waits, 0), false), Ok(true));
+        }
+        assert_eq!(all.meet(2, greets(7, 9), false), Ok(true));
+        let other = all.meet(2, greets(8, 9), false).expect_err("the second");
+        assert!(other.contains("another data directory"), "{other}");
+        assert_eq!(all.meet(2, greets(7, 9), false), Ok(false));
     }
 }
