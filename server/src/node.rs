@@ -330,7 +330,8 @@ async fn identify(
                 .map_err(|error| error.to_string())?,
         },
     };
-    check_with_others(who, peers).await?;
+    let named: BTreeSet<u64> = arguments.peers.iter().map(|(store, _)| *store).collect();
+    check_with_others(who, peers, &named).await?;
     // Only now: an old copy that is refused must not catch up by being started often enough.
     let incarnation = store.meta().next_incarnation();
     who.instance.incarnation = incarnation.map_err(|error| error.to_string())?;
@@ -389,9 +390,9 @@ async fn join(
     Ok(identity)
 }
 
-/// A store of another cluster under a peer's address, and a store that refuses this one, are mistakes
-/// that must not go unnoticed. Who cannot be reached says nothing.
-async fn check_with_others(who: Who, peers: &Peers) -> Result<(), String> {
+/// A store of another cluster under the address of a peer that is `named` on the command line, and a store
+/// that refuses this one, are mistakes that must not go unnoticed. Who cannot be reached says nothing.
+async fn check_with_others(who: Who, peers: &Peers, named: &BTreeSet<u64>) -> Result<(), String> {
     let me = who.identity.store.0;
     let greeting = HelloRequest {
         store: me,
@@ -410,6 +411,15 @@ async fn check_with_others(who: Who, peers: &Peers) -> Result<(), String> {
         };
         let address = peers.address(*store).unwrap_or_default();
         if hello.cluster != 0 && hello.cluster != who.identity.cluster {
+            if !named.contains(store) {
+                // Learned once and used by others since: nobody could take it out of the directory.
+                tracing::error!(
+                    store,
+                    address,
+                    "a store of another cluster answers at this address"
+                );
+                continue;
+            }
             return Err(format!(
                 "the data directory belongs to cluster {:016x}, but the store at {address} to cluster {:016x}: \
                  check --peers and --data-dir",
