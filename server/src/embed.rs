@@ -77,7 +77,8 @@ impl<A: Application> Node<A> {
     /// Opens the directory, recovers its groups and listens. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The directory is in use, damaged, or that of another store; the address is taken.
+    /// The directory is in use, damaged, or that of another store; the address is taken; node and host
+    /// are configured as different stores.
     pub async fn start(config: NodeConfig, application: A) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(&config.listen).await?;
         let address = listener.local_addr()?;
@@ -97,6 +98,12 @@ impl<A: Application> Node<A> {
         address: SocketAddr,
         runtime: Handle,
     ) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            config.host.store == config.store,
+            "the host is configured as store {}, and the node as store {}",
+            config.host.store,
+            config.store
+        );
         std::fs::create_dir_all(&config.data_dir)?;
         let store = Store::open(&config.data_dir, StoreOptions::default())?;
         let identity = Identity {

@@ -16,6 +16,8 @@ use tonic::transport::{Channel, Endpoint};
 
 /// How long a connection may take to be made.
 const CONNECT_BOUND: Duration = Duration::from_secs(1);
+/// Bytes of a host name at most, and a port.
+const ADDRESS_BYTES_MAX: usize = 253 + 6;
 /// How often a silent connection is asked for a sign of life, and how long it may take to give one.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
@@ -96,7 +98,10 @@ impl Peers {
 
     /// Takes note of an address; whether it is news. A store knows its own address best.
     pub fn learn(&self, store: u64, address: &str) -> bool {
-        if store == self.me || store == 0 || address.is_empty() {
+        // They come from outside, and are kept one per line.
+        let sound = (1..=ADDRESS_BYTES_MAX).contains(&address.len())
+            && !address.chars().any(char::is_control);
+        if store == self.me || store == 0 || !sound {
             return false;
         }
         let mut addresses = self.addresses.write();
@@ -228,6 +233,8 @@ mod tests {
         assert!(!peers.learn(2, "b:2"));
         assert!(peers.learn(2, "c:2"));
         assert!(!peers.learn(1, "d:4"));
+        assert!(!peers.learn(2, "c:2\n3=d:4"), "two lines for one");
+        assert!(!peers.learn(2, &"x".repeat(300)));
         assert_eq!(peers.others(), [2]);
     }
 
