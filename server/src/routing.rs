@@ -218,7 +218,8 @@ impl Server {
             .find(|store| *store != 0 && !failed.contains(store))
     }
 
-    fn leads(&self, group: u64) -> bool {
+    /// Whether this store leads `group` now, as far as its replica has said.
+    pub(crate) fn leads(&self, group: u64) -> bool {
         let summary = self.handle.summary(GroupId(group));
         summary.is_some_and(|summary| summary.basic.soft_state.role == RoleName::Leader)
     }

@@ -475,6 +475,33 @@ fn a_crash_at_any_write_of_an_installation_leaves_the_old_or_the_new() {
 }
 
 #[test]
+fn who_reads_in_the_middle_of_an_installation_sees_nothing_half_done() {
+    let group = descriptor(1, None);
+    let (mut half_done, mut writes) = (0, 0);
+    loop {
+        let (disk, staged) = about_to_restore(&group);
+        let left = Arc::new(AtomicUsize::new(writes));
+        let dying = Dying {
+            disk: disk.clone(),
+            left,
+        };
+        let done = DataStateMachine::new(Toy, dying).restore(&staged).is_ok();
+        let machine = DataStateMachine::new(Toy, disk);
+        let seen = machine.get_whole(&group, b"a").unwrap();
+        match seen {
+            Some(ref value) => assert_eq!(*value, Some(if done { "new" } else { "old" }.into())),
+            None => half_done += 1,
+        }
+        if done {
+            assert!(seen.is_some());
+            break;
+        }
+        writes += 1;
+    }
+    assert!(half_done > 2, "{half_done}");
+}
+
+#[test]
 fn what_an_installation_left_half_done_is_destroyed_with_the_group() {
     let group = descriptor(1, None);
     let (disk, staged) = about_to_restore(&group);

@@ -113,6 +113,11 @@ impl Server {
         check_range(permit.descriptor.range.as_ref(), key)?;
         let value = tokio::task::block_in_place(|| self.data.get(&permit.descriptor, key));
         let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
+        // While this task waited for its turn the replica may have been removed, and its data with it.
+        if !self.leads(group) {
+            let text = "the replica stopped leading while it was read";
+            return Err(Failure::new(Reason::NotLeader, text));
+        }
         Ok(GetResponse {
             value,
             header: Some(self.leader_header(group, permit.applied.0)),
@@ -131,8 +136,16 @@ impl Server {
             return Err(Failure::new(Reason::NoGroup, text));
         };
         check_range(descriptor.range.as_ref(), key)?;
-        let value = tokio::task::block_in_place(|| self.data.get(&descriptor, key));
+        let value = tokio::task::block_in_place(|| self.data.get_whole(&descriptor, key));
         let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
+        let Some(value) = value else {
+            let text = format!(
+                "the replica of group {group} on store {} is being replaced by a snapshot or removed; \
+                 try again",
+                self.me
+            );
+            return Err(Failure::new(Reason::Stale, text));
+        };
         Ok(GetResponse {
             value,
             header: Some(self.header(group, summary.basic.applied.0)),

@@ -77,6 +77,27 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         self.disk.get(Cf::Data, &user_key(descriptor, key)?)
     }
 
+    /// The same for a reader whom no leadership protects; `None` while the group's data is not whole here.
+    /// A snapshot is installed in several steps, and between them a key is absent that never was.
+    ///
+    /// # Errors
+    /// Those of [`Self::get`].
+    pub fn get_whole(
+        &self,
+        descriptor: &GroupDescriptor,
+        key: &[u8],
+    ) -> Result<Option<Option<Bytes>>, DiskError> {
+        let view = self.disk.view();
+        let has = |kind| {
+            let found = view.get(Cf::Data, &keys::local(descriptor.group, kind, b""));
+            found.map(|found| found.is_some())
+        };
+        if has(Local::Installing)? || !has(Local::Applied)? {
+            return Ok(None);
+        }
+        Ok(Some(view.get(Cf::Data, &user_key(descriptor, key)?)?))
+    }
+
     /// Pairs of `[start, end)` of a group's keys in order, as of now.
     ///
     /// # Errors
