@@ -22,6 +22,8 @@ use crate::server::{Server, futures_join};
 
 /// Under this name `meta` keeps the lowest number that this store would grant.
 const NEXT_GROUP: &[u8] = b"next-group";
+/// No replica of a new group gets this id or a higher one: there is always a next one.
+const REPLICA_MAX: u64 = 1 << 62;
 
 /// The stores that could not do something, with why.
 type Failures = Vec<(u64, Failure)>;
@@ -44,7 +46,7 @@ impl Server {
             .list()
             .last()
             .map_or(0, |replica| replica.group.0);
-        let next = kept.max(highest + 1);
+        let next = kept.max(highest.saturating_add(1));
         if group < next {
             return Ok(ReserveGroupResponse {
                 granted: false,
@@ -242,6 +244,11 @@ impl Server {
         call: Call,
     ) -> Result<Vec<u64>, Failure> {
         let group = request.group;
+        // What was known of a group that lives elsewhere may name stores that it left long ago: they would
+        // agree, and its members go on.
+        if self.handle.descriptor(GroupId(group)).is_none() {
+            self.refresh_routes(call).await;
+        }
         self.check_exists(group, call).await?;
         let route = self.route_of_group(group);
         if !request.force && route.as_ref().is_some_and(|route| route.range.is_some()) {
@@ -319,10 +326,9 @@ pub(super) fn requested_descriptor(
         .members
         .windows(2)
         .all(|pair| pair[0].replica < pair[1].replica);
-    let valid = request
-        .members
-        .iter()
-        .all(|m| m.replica > 0 && m.store > 0 && m.role() != MemberRole::Learner);
+    let valid = request.members.iter().all(|m| {
+        (1..REPLICA_MAX).contains(&m.replica) && m.store > 0 && m.role() != MemberRole::Learner
+    });
     if request.group == 0 || request.members.is_empty() || !increasing || !valid {
         return Err(malformed("a new group with a malformed description"));
     }
