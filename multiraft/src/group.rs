@@ -141,7 +141,7 @@ impl GroupDescriptor {
             group: self.group,
             range: self.range.clone(),
             members,
-            next_replica: ReplicaId(self.next_replica.0.max(highest + 1)),
+            next_replica: ReplicaId(self.next_replica.0.max(highest.saturating_add(1))),
             epoch: Epoch {
                 membership: self.epoch.membership + 1,
                 range: self.epoch.range,

@@ -275,7 +275,9 @@ impl Worker {
         }
         let known = self.tombstones.get(&group).copied().unwrap_or_default();
         let next_replica = match self.replicas.get(&group) {
-            Some(replica) => next_replica.max(ReplicaId(replica.id.0 + 1)).max(known),
+            Some(replica) => next_replica
+                .max(ReplicaId(replica.id.0.saturating_add(1)))
+                .max(known),
             None => next_replica.max(known),
         };
         let removed = self.replicas.remove(&group);

@@ -145,7 +145,10 @@ fn propose_change(
             (_, Some(id)) => id,
             (ConfChangeKind::AddVoter | ConfChangeKind::AddLearner, None) => {
                 let id = next;
-                next = ReplicaId(next.0 + 1);
+                let after = next.0.checked_add(1);
+                next = ReplicaId(after.ok_or_else(|| {
+                    Reject::Refused("the group has no replica ids left".to_owned())
+                })?);
                 new.push(Member {
                     replica: id,
                     store: change.store,
