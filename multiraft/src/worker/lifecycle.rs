@@ -153,6 +153,10 @@ impl Worker {
                 return refused("another replica of it exists on this store");
             }
             if present.is_initialised() {
+                let known = &present.descriptor;
+                if known.epoch == descriptor.epoch && **known != *descriptor {
+                    return refused("another group of this number exists here");
+                }
                 return Ok(None);
             }
         }

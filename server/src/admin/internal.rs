@@ -90,7 +90,8 @@ impl Server {
             incarnation: self.instance.incarnation,
             ..HelloResponse::default()
         };
-        if hello.cluster != 0 && hello.cluster != self.cluster {
+        // Who shows nothing of itself may ask, but nothing is learned from it.
+        if hello.instance == 0 || (hello.cluster != 0 && hello.cluster != self.cluster) {
             return answer;
         }
         if let Err(refused) = self.meet(hello.store, shown_by(hello), hello.cluster != 0) {
