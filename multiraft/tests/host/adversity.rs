@@ -109,8 +109,8 @@ fn nobody_sleeps_with_a_leader_that_is_known_to_be_gone() {
     cluster.settle_and_check();
 }
 
-/// Everybody sleeps when the leader's replica goes, and its store does not: nobody hears of that until somebody
-/// wants something.
+/// Everybody sleeps when the leader's replica goes, and its store does not: nobody hears of that until
+/// somebody wants something.
 #[test]
 fn a_request_wakes_who_sleeps_without_a_leader() {
     let (mut cluster, leader, others) = three(2, 3);
