@@ -235,14 +235,7 @@ impl HostHandle {
         transition: Transition,
         respond: Responder<Result<GroupDescriptor, Reject>>,
     ) {
-        let change = Admin::ChangeMembers {
-            group,
-            changes,
-            transition,
-            expected: None,
-            respond,
-        };
-        self.request(group, Input::Admin(change));
+        self.ask_for_change(group, None, changes, transition, respond);
     }
 
     /// The same for a change that was decided on by looking at a descriptor: refused if
@@ -255,11 +248,22 @@ impl HostHandle {
         transition: Transition,
         respond: Responder<Result<GroupDescriptor, Reject>>,
     ) {
+        self.ask_for_change(group, Some(expected), changes, transition, respond);
+    }
+
+    fn ask_for_change(
+        &self,
+        group: GroupId,
+        expected: Option<u64>,
+        changes: Vec<MemberChange>,
+        transition: Transition,
+        respond: Responder<Result<GroupDescriptor, Reject>>,
+    ) {
         let change = Admin::ChangeMembers {
             group,
             changes,
             transition,
-            expected: Some(expected),
+            expected,
             respond,
         };
         self.request(group, Input::Admin(change));

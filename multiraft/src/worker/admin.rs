@@ -70,12 +70,8 @@ impl Worker {
     }
 
     fn transfer(&mut self, group: GroupId, to: StoreId, respond: Responder<Result<(), Reject>>) {
-        let replica = match self.serving(group) {
-            Ok(replica) if replica.leads() => replica,
-            Ok(replica) => {
-                let reject = replica.not_leader();
-                return respond.answer(Err(reject));
-            }
+        let replica = match self.leading(group) {
+            Ok(replica) => replica,
             Err(reject) => return respond.answer(Err(reject)),
         };
         let Some(target) = replica.descriptor.replica_on(to) else {

@@ -27,12 +27,8 @@ impl Worker {
         transition: Transition,
         respond: Responder<Result<GroupDescriptor, Reject>>,
     ) {
-        let replica = match self.serving(group) {
-            Ok(replica) if replica.leads() => replica,
-            Ok(replica) => {
-                let reject = replica.not_leader();
-                return respond.answer(Err(reject));
-            }
+        let replica = match self.leading(group) {
+            Ok(replica) => replica,
             Err(reject) => return respond.answer(Err(reject)),
         };
         match propose_change(replica, changes, transition) {

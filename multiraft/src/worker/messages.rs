@@ -21,15 +21,10 @@ impl Worker {
         permit: Permit,
         respond: Responder<Result<Bytes, Reject>>,
     ) {
-        let replica = match self.serving(group) {
+        let replica = match self.leading(group) {
             Ok(replica) => replica,
             Err(reject) => return respond.answer(Err(reject)),
         };
-        if !replica.leads() {
-            let reject = replica.not_leader();
-            self.look_for_leader(group);
-            return respond.answer(Err(reject));
-        }
         replica.proposals.queue(Queued {
             data,
             respond,
@@ -40,31 +35,29 @@ impl Worker {
     }
 
     pub(super) fn read(&mut self, group: GroupId, respond: Responder<Result<ReadPermit, Reject>>) {
-        match self.serving(group) {
-            Ok(replica) if replica.leads() => {
+        match self.leading(group) {
+            Ok(replica) => {
                 replica.reads.queued.push(respond);
                 Counters::add(&self.shared.counters.reads, 1);
                 self.wake(group);
-            }
-            Ok(replica) => {
-                let reject = replica.not_leader();
-                self.look_for_leader(group);
-                respond.answer(Err(reject));
             }
             Err(reject) => respond.answer(Err(reject)),
         }
     }
 
-    /// Somebody wants something of a leader. One that sleeps is woken by the request when it gets there; but
-    /// if only its replica is gone and not its store, nothing but this tells a sleeping follower so.
-    fn look_for_leader(&mut self, group: GroupId) {
-        if self
-            .replicas
-            .get(&group)
-            .is_some_and(|replica| replica.asleep)
-        {
-            self.wake(group);
+    /// The replica of a group that can take requests, if it leads. Else it is woken: a leader that sleeps is
+    /// woken by the request when it gets there, but if only its replica is gone and not its store,
+    /// nothing but this tells a sleeping follower so.
+    pub(super) fn leading(&mut self, group: GroupId) -> Result<&mut Replica, Reject> {
+        let replica = self.serving(group)?;
+        if !replica.leads() {
+            let (reject, asleep) = (replica.not_leader(), replica.asleep);
+            if asleep {
+                self.wake(group);
+            }
+            return Err(reject);
         }
+        self.serving(group)
     }
 
     /// The replica of a group that can take requests.

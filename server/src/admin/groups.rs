@@ -194,13 +194,11 @@ impl Server {
                 .create_replica(descriptor.clone(), campaign, call)
                 .await;
         }
+        let (start, end) = view::bounds(descriptor);
         let request = CreateReplicaRequest {
             group: descriptor.group.0,
-            start: descriptor.range.as_ref().map(|range| range.start.clone()),
-            end: descriptor
-                .range
-                .as_ref()
-                .and_then(|range| range.end.clone()),
+            start,
+            end,
             members: view::group(descriptor, None).members,
             campaign,
         };

@@ -1,9 +1,18 @@
 //! From the host's types to those of the admin interface.
 
+use bytes::Bytes;
 use polyraft_core::{ConfState, ProgressState, ReplicaId, RoleName};
 use polyraft_multiraft::{GroupDescriptor, GroupStatus, ReplicaSummary};
 
 use crate::proto::admin::{DescribeGroupResponse, Follower, Group, Member, MemberRole};
+
+/// First key and the end of a group's range, as messages name them; none: it has no range, or no end.
+pub(super) fn bounds(descriptor: &GroupDescriptor) -> (Option<Bytes>, Option<Bytes>) {
+    match &descriptor.range {
+        Some(range) => (Some(range.start.clone()), range.end.clone()),
+        None => (None, None),
+    }
+}
 
 /// A group from its descriptor alone.
 pub(super) fn group(descriptor: &GroupDescriptor, conf_state: Option<&ConfState>) -> Group {
@@ -16,13 +25,11 @@ pub(super) fn group(descriptor: &GroupDescriptor, conf_state: Option<&ConfState>
             })
             .into(),
     });
+    let (start, end) = bounds(descriptor);
     Group {
         group: descriptor.group.0,
-        start: descriptor.range.as_ref().map(|range| range.start.clone()),
-        end: descriptor
-            .range
-            .as_ref()
-            .and_then(|range| range.end.clone()),
+        start,
+        end,
         members: members.collect(),
         membership_epoch: descriptor.epoch.membership,
         range_epoch: descriptor.epoch.range,

@@ -167,8 +167,7 @@ impl Server {
         }
         command.keys().try_for_each(check_key)?;
         let group = self.find(group, command.keys(), call).await?;
-        let bytes = command.encode();
-        let local = || self.write_here(group, bytes.clone(), call);
+        let local = || self.write_here(group, command.encode(), call);
         let remote = |channel| {
             let request = call.forward(to_request(&command, group));
             async move {

@@ -146,13 +146,7 @@ fn an_empty_directory_in_the_place_of_a_lost_one_is_refused() {
     std::fs::remove_dir_all(cluster.store(2).data()).expect("the empty directory goes");
     std::fs::rename(&lost, cluster.store(2).data()).expect("the directory comes back");
     cluster.store(2).start();
-    eventually("three stores", || {
-        let status = cluster.json(&["status"])?;
-        let up = status["stores"]
-            .as_array()
-            .is_some_and(|s| s.iter().all(|s| s["state"] == "up"));
-        if up { Ok(()) } else { Err(status.to_string()) }
-    });
+    eventually("three stores", || all_up(&cluster, 3));
 }
 
 /// A copy of the directory from before: the same loss, in part.
@@ -169,13 +163,7 @@ fn an_old_copy_of_the_directory_is_refused() {
     for _ in 0..2 {
         cluster.store(2).start();
         cluster.wait_for_leaders();
-        eventually("store 2 to be heard", || {
-            let status = cluster.json(&["status"])?;
-            let up = status["stores"]
-                .as_array()
-                .is_some_and(|s| s.iter().all(|s| s["state"] == "up"));
-            if up { Ok(()) } else { Err(status.to_string()) }
-        });
+        eventually("store 2 to be heard", || all_up(&cluster, 3));
         assert_eq!(cluster.store(2).terminate().code(), Some(0));
     }
     let arguments = with(
