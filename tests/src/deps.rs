@@ -64,6 +64,7 @@ const MULTIRAFT: &str = "polyraft-multiraft";
 const STORE: &str = "polyraft-store";
 const TRANSPORT: &str = "polyraft-transport";
 const SERVER: &str = "polyraft-server";
+const SIM: &str = "polyraft-sim";
 const TESTS: &str = "polyraft-tests";
 const BENCHES: &str = "polyraft-benches";
 
@@ -107,14 +108,20 @@ const RULES: &[Rule] = &[
         never: &[TESTS, BENCHES],
     },
     Rule {
+        member: SIM,
+        members: &[CORE, MULTIRAFT, STORE],
+        externals: None,
+        never: &[TRANSPORT, SERVER, "tokio", "tonic", "prost", "rand"],
+    },
+    Rule {
         member: TESTS,
-        members: &[CORE, MULTIRAFT, STORE, TRANSPORT, SERVER],
+        members: &[CORE, MULTIRAFT, STORE, TRANSPORT, SERVER, SIM],
         externals: None,
         never: &[BENCHES],
     },
     Rule {
         member: BENCHES,
-        members: &[CORE, MULTIRAFT, STORE, TRANSPORT, SERVER, TESTS],
+        members: &[CORE, MULTIRAFT, STORE, TRANSPORT, SERVER, SIM, TESTS],
         externals: None,
         never: &[],
     },

@@ -63,6 +63,7 @@ fn manifests_take_versions_and_lints_from_the_root() {
         "store",
         "transport",
         "server",
+        "sim",
         "tests",
         "benches",
     ] {

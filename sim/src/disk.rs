@@ -1,0 +1,331 @@
+//! A disk whose syncs take time and whose power can fail at any moment.
+//!
+//! It keeps every write in order until nothing can undo it. A crash replays what survives, by the contract of
+//! [`polyraft_store::disk`]: everything that was synced or flushed, then of the write-ahead log a prefix of the
+//! rest, never a part of a batch; of volatile writes a prefix, since an engine may flush by itself at any time.
+//!
+//! Invariant: `certain` is what every crash would keep; `now` is what readers see; `pending` are the writes
+//! between them, in order.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use polyraft_store::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
+
+use crate::rng::Rng;
+
+type Tables = BTreeMap<Cf, BTreeMap<Bytes, Bytes>>;
+
+/// See the module. Clones are the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct SimDisk {
+    inner: Arc<Mutex<Inner>>,
+}
+
+/// What writes run into until it is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFault {
+    /// No room.
+    Full,
+    /// The next sync fails, and with it everything later; ends with the next crash.
+    SyncFails,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    now: Arc<Tables>,
+    certain: Tables,
+    pending: VecDeque<Pending>,
+    /// Writes so far; the number of the last one.
+    written: u64,
+    /// Synced writes are durable only when [`SimDisk::complete`] says so.
+    deferring: bool,
+    fault: Option<DiskFault>,
+    broken: bool,
+    /// Writes with a sync since the start.
+    syncs: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    number: u64,
+    batch: Batch,
+    volatile: bool,
+    /// Nothing can undo it.
+    certain: bool,
+}
+
+/// What a power cut or a crash of the process leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashKind {
+    /// The process: whatever went through the write-ahead log is kept.
+    Process,
+    /// The power: of what is not synced, a prefix is kept.
+    Power,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets or takes away a fault.
+    pub fn set_fault(&self, fault: Option<DiskFault>) {
+        self.inner.lock().fault = fault;
+    }
+
+    /// The fault that is set.
+    #[must_use]
+    pub fn fault(&self) -> Option<DiskFault> {
+        self.inner.lock().fault
+    }
+
+    /// Runs something whose synced writes take a while: they return at once, and are durable when
+    /// [`SimDisk::complete`] is called with the mark that this returns beside the result.
+    pub fn deferred<T>(&self, run: impl FnOnce() -> T) -> (T, u64) {
+        self.inner.lock().deferring = true;
+        let result = run();
+        let mut inner = self.inner.lock();
+        inner.deferring = false;
+        (result, inner.written)
+    }
+
+    /// The sync of all writes up to a mark is done.
+    pub fn complete(&self, mark: u64) {
+        self.inner.lock().sync(mark);
+    }
+
+    /// The disk as a crash leaves it: what it keeps of what is not certain is drawn.
+    pub fn crash(&self, kind: CrashKind, rng: &mut Rng) {
+        let mut inner = self.inner.lock();
+        let logged = inner.pending.iter().filter(|p| !p.volatile && !p.certain);
+        let mut keep_logged = match kind {
+            CrashKind::Process => u64::MAX,
+            CrashKind::Power => rng.below(logged.count() as u64 + 1),
+        };
+        let volatile = inner.pending.iter().filter(|p| p.volatile && !p.certain);
+        // Half of the time nothing was flushed by itself, as usual.
+        let mut keep_volatile = match rng.percent(50) {
+            true => 0,
+            false => rng.below(volatile.count() as u64 + 1),
+        };
+        let mut tables = std::mem::take(&mut inner.certain);
+        for pending in inner.pending.drain(..) {
+            let left = match pending.volatile {
+                true => &mut keep_volatile,
+                false => &mut keep_logged,
+            };
+            let survives = pending.certain || *left > 0;
+            if !pending.certain {
+                *left = left.saturating_sub(1);
+            }
+            if survives {
+                apply(&mut tables, &pending.batch);
+            }
+        }
+        inner.now = Arc::new(tables.clone());
+        inner.certain = tables;
+        inner.broken = false;
+        inner.deferring = false;
+        if inner.fault == Some(DiskFault::SyncFails) {
+            inner.fault = None;
+        }
+    }
+
+    /// Flips one bit of a value, drawn from those in a column family, as a failing medium would; says of which key.
+    pub fn flip_bit(&self, cf: Cf, rng: &mut Rng) -> Option<Bytes> {
+        let mut inner = self.inner.lock();
+        inner.settle_all();
+        let table = inner.certain.get_mut(&cf)?;
+        let at = usize::try_from(rng.below(table.len() as u64)).ok()?;
+        let (key, value) = table.iter_mut().nth(at)?;
+        let mut bytes = value.to_vec();
+        let byte = usize::try_from(rng.below(bytes.len() as u64)).ok()?;
+        *bytes.get_mut(byte)? ^= 1 << rng.below(8);
+        *value = bytes.into();
+        let key = key.clone();
+        inner.now = Arc::new(inner.certain.clone());
+        Some(key)
+    }
+
+    /// Everything that is readable in a column family now.
+    #[must_use]
+    pub fn contents(&self, cf: Cf) -> Vec<Pair> {
+        scan(&self.inner.lock().now, cf, b"", None, usize::MAX)
+    }
+
+    /// Writes with a sync since the disk was made.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.inner.lock().syncs
+    }
+}
+
+impl Inner {
+    /// Whatever went through the write-ahead log up to a write is certain.
+    fn sync(&mut self, upto: u64) {
+        for pending in &mut self.pending {
+            if pending.number > upto {
+                break;
+            }
+            pending.certain |= !pending.volatile;
+        }
+        self.settle();
+    }
+
+    /// Moves the certain beginning of what is pending.
+    fn settle(&mut self) {
+        while self.pending.front().is_some_and(|first| first.certain) {
+            if let Some(first) = self.pending.pop_front() {
+                apply(&mut self.certain, &first.batch);
+            }
+        }
+    }
+
+    fn settle_all(&mut self) {
+        for pending in &mut self.pending {
+            pending.certain = true;
+        }
+        self.settle();
+    }
+}
+
+fn apply(tables: &mut Tables, batch: &Batch) {
+    for (cf, change) in batch {
+        let table = tables.entry(*cf).or_default();
+        match change {
+            Change::Put(key, value) => {
+                table.insert(key.clone(), value.clone());
+            }
+            Change::Delete(key) => {
+                table.remove(key);
+            }
+            Change::DeleteRange(start, end) => {
+                while let Some((key, _)) = table.range(start.clone()..end.clone()).next() {
+                    let key = key.clone();
+                    table.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+fn scan(tables: &Tables, cf: Cf, start: &[u8], end: Option<&[u8]>, limit: usize) -> Vec<Pair> {
+    let Some(table) = tables.get(&cf) else {
+        return Vec::new();
+    };
+    let start = Bytes::copy_from_slice(start);
+    table
+        .range(start..)
+        .take_while(|(key, _)| end.is_none_or(|end| key < &end))
+        .take(limit)
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+fn get(tables: &Tables, cf: Cf, key: &[u8]) -> Option<Bytes> {
+    tables.get(&cf).and_then(|table| table.get(key)).cloned()
+}
+
+impl Disk for SimDisk {
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
+        let mut inner = self.inner.lock();
+        if inner.broken {
+            return Err(DiskError::Fatal("an earlier sync failed".to_owned()));
+        }
+        match inner.fault {
+            Some(DiskFault::Full) => return Err(DiskError::Full),
+            // What was written may or may not be on the disk.
+            Some(DiskFault::SyncFails) if durability == Durability::Synced => {
+                inner.push(batch, false);
+                inner.broken = true;
+                return Err(DiskError::Fatal("sync failed".to_owned()));
+            }
+            _ => {}
+        }
+        inner.push(batch, durability == Durability::Volatile);
+        if durability == Durability::Synced {
+            inner.syncs += 1;
+            if !inner.deferring {
+                let upto = inner.written;
+                inner.sync(upto);
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
+        Ok(get(&self.inner.lock().now, cf, key))
+    }
+
+    fn scan(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        Ok(scan(&self.inner.lock().now, cf, start, end, limit))
+    }
+
+    fn view(&self) -> Box<dyn View> {
+        Box::new(SimView(Arc::clone(&self.inner.lock().now)))
+    }
+
+    /// Before a column family is flushed, the write-ahead log is synced up to the last batch that also changed
+    /// others: else a crash could keep a part of it.
+    fn flush(&self, cf: Cf) -> Result<(), DiskError> {
+        let mut inner = self.inner.lock();
+        if inner.broken {
+            return Err(DiskError::Fatal("an earlier sync failed".to_owned()));
+        }
+        if inner.fault == Some(DiskFault::Full) {
+            return Err(DiskError::Full);
+        }
+        let touches = |pending: &Pending| pending.batch.iter().any(|(of, _)| *of == cf);
+        let torn = inner.pending.iter().rfind(|p| !p.volatile && touches(p));
+        if let Some(upto) = torn.map(|pending| pending.number) {
+            inner.sync(upto);
+        }
+        for pending in &mut inner.pending {
+            pending.certain |= pending.volatile && touches(pending);
+        }
+        inner.settle();
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn push(&mut self, batch: Batch, volatile: bool) {
+        apply(Arc::make_mut(&mut self.now), &batch);
+        self.written += 1;
+        self.pending.push_back(Pending {
+            number: self.written,
+            batch,
+            volatile,
+            certain: false,
+        });
+    }
+}
+
+struct SimView(Arc<Tables>);
+
+impl View for SimView {
+    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
+        Ok(get(&self.0, cf, key))
+    }
+
+    fn scan(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        Ok(scan(&self.0, cf, start, end, limit))
+    }
+}

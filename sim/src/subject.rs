@@ -1,0 +1,93 @@
+//! What the groups of a world run, and how clients use it: the built-in key-value map, or a state machine
+//! of yours.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use polyraft_multiraft::env::StateMachine;
+use polyraft_multiraft::{GroupDescriptor, GroupId, StoreId};
+
+use crate::disk::SimDisk;
+use crate::rng::Rng;
+
+/// A state machine of one store, and the way to read it.
+pub trait Served: StateMachine {
+    /// Answers a query from what is applied here now.
+    ///
+    /// # Errors
+    /// Why it cannot, for example because a snapshot of the group is being installed: the client asks again.
+    fn query(&self, descriptor: &GroupDescriptor, query: &Bytes) -> Result<Bytes, String>;
+
+    /// A digest of everything that the group contains: equal for equal contents.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn digest(&self, descriptor: &GroupDescriptor) -> Result<u64, String>;
+}
+
+/// What a client does: one operation on one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// On what. Objects are independent: each is checked on its own.
+    pub object: Bytes,
+    /// What.
+    pub request: Request,
+}
+
+/// How an operation reaches the state machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Proposed; answered with the state machine's reply.
+    Command {
+        /// What is proposed.
+        data: Bytes,
+        /// Whether it may be proposed again when nobody knows what became of it: the state machine sees to it that
+        /// it has its effect once. Otherwise its outcome then stays unknown.
+        repeatable: bool,
+    },
+    /// Read, linearizably, from the leader.
+    Query(Bytes),
+}
+
+/// What an operation was on one object, for the checker: see [`Subject::step`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// On what.
+    pub object: Bytes,
+    /// What was asked.
+    pub input: Bytes,
+    /// What was answered.
+    pub output: Bytes,
+}
+
+/// See the module.
+pub trait Subject: Send + Sync + 'static {
+    /// The state machine of a store, on its disk, at each start. What it keeps anywhere but on this disk is not lost
+    /// in a crash, as that of a process would be.
+    fn open(&self, store: StoreId, disk: &SimDisk) -> Arc<dyn Served>;
+
+    /// What a client asks of a group next. `number` counts what this client has asked so far.
+    fn operation(&self, rng: &mut Rng, group: GroupId, client: u64, number: u64) -> Operation;
+
+    /// An answered operation as steps on single objects. A read of many objects is one step on each.
+    fn parts(&self, operation: &Operation, output: &Bytes) -> Vec<Part> {
+        let input = match &operation.request {
+            Request::Command { data, .. } => data.clone(),
+            Request::Query(query) => query.clone(),
+        };
+        vec![Part {
+            object: operation.object.clone(),
+            input,
+            output: output.clone(),
+        }]
+    }
+
+    /// The sequential specification of one object: its state after `input`, if `output` is the right answer to it in
+    /// `state`; none if it is not. No `output`: the answer is not known, and any would do. The first state is empty.
+    fn step(&self, state: &Bytes, input: &Bytes, output: Option<&Bytes>) -> Option<Bytes>;
+
+    /// An input or output as text, for people.
+    fn show(&self, bytes: &Bytes) -> String {
+        format!("{bytes:?}")
+    }
+}
