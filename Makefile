@@ -3,12 +3,13 @@
 
 CARGO := scripts/with-rocksdb cargo
 
-.PHONY: help demo test quick lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
+.PHONY: help demo test quick shuttle lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
 
 help:
 	@echo "make demo           three stores, 1,000 groups, load, a kill -9, and a cluster to play with"
 	@echo "make test           all tests (unit, property, conformance, whole processes, repository checks)"
 	@echo "make quick          the tests that need no RocksDB: core, multiraft, transport; seconds"
+	@echo "make shuttle        threads under chosen schedules; TEST=name, TIMES=10 more of them, REPLAY=file one again"
 	@echo "make lint           rustfmt and clippy, warnings denied"
 	@echo "make build          the binary, debug (target/debug/polyraft)"
 	@echo "make release        the binary, optimised (target/release/polyraft)"
@@ -29,6 +30,13 @@ quick:
 	scripts/setup
 	cargo test -p polyraft-core -p polyraft-multiraft -p polyraft-transport
 	cargo test -p polyraft-store --no-default-features
+
+# Flags that every crate sees, hence a build of its own. It needs no RocksDB.
+shuttle: export RUSTFLAGS := --cfg shuttle
+shuttle: export CARGO_TARGET_DIR := target/shuttle
+shuttle: export CARGO_PROFILE_TEST_OPT_LEVEL := 1
+shuttle:
+	cargo test -p polyraft-multiraft --test interleavings $(TEST)
 
 lint:
 	$(CARGO) fmt --all --check

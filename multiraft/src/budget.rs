@@ -1,7 +1,9 @@
 //! Byte budgets of a store. A permit gives its bytes back when it is dropped, so none can leak.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+
+use crate::sync::AtomicU64;
 
 /// So many bytes may be in use at once.
 #[derive(Clone, Debug)]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use crossbeam_channel::Sender;
 use polyraft_core::{
     ConfChangeKind, EntryId, Index, Message, Payload, ReplicaId, RoleName, Status, Transition,
 };
@@ -20,6 +19,7 @@ use crate::error::Reject;
 use crate::group::{GroupDescriptor, GroupId, StoreId};
 use crate::input::{Admin, Input};
 use crate::responder::Responder;
+use crate::sync::Sender;
 use crate::worker::{Counters, Shared};
 
 /// Leave to read: the local state machine contains every write acknowledged before the request.

@@ -3,10 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use polyraft_core::{EntryId, HardState};
 
 use crate::apply::Applier;
@@ -18,6 +16,7 @@ use crate::error::HostError;
 use crate::group::{AppliedState, GroupId};
 use crate::handle::HostHandle;
 use crate::parts::{HostParts, applier_of};
+use crate::sync::{AtomicU32, JoinHandle, Receiver, Sender, bounded};
 use crate::threads::{self, Pools, channel, spawn};
 use crate::worker::{Shared, Worker};
 

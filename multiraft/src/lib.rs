@@ -30,6 +30,8 @@
 
 pub mod env;
 pub mod parts;
+#[cfg(shuttle)]
+pub mod sync;
 
 mod apply;
 mod budget;
@@ -49,6 +51,8 @@ mod replica;
 mod responder;
 mod router;
 mod snapshots;
+#[cfg(not(shuttle))]
+mod sync;
 mod threads;
 mod worker;
 

@@ -21,8 +21,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender};
-
 pub use crate::apply::{Applier, Outcome};
 use crate::budget::Budget;
 pub use crate::budget::Permit;
@@ -40,6 +38,7 @@ pub use crate::input::{Admin, Applied, AppliedItem, Input, PersistedItem};
 pub use crate::persist::{LogWriter, Written};
 pub use crate::replica::Pending;
 pub use crate::snapshots::send as send_snapshot;
+use crate::sync::{Receiver, Sender};
 use crate::threads;
 use crate::worker::Shared;
 pub use crate::worker::Worker;

@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use crate::group::{GroupId, KeyRange};
+use crate::sync::Mutex;
 
 /// See the module. Shared by the workers; taken only when groups begin and end.
 #[derive(Debug, Default)]

@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use dashmap::{DashMap, Entry};
-
 use crate::group::{GroupDescriptor, GroupId};
 use crate::group_map::BuildGroupHasher;
 use crate::handle::ReplicaSummary;
+use crate::sync::{DashMap, Entry};
 
 /// Group → worker, with the small summary that the worker publishes at the end of a pass.
 #[derive(Debug)]

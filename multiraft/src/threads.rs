@@ -5,11 +5,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use crate::apply::{Applier, Outcome};
 use crate::effects::{ApplyTask, Effects, FetchTask, SnapshotTask, WriteItem};
@@ -23,6 +20,10 @@ use crate::input::Input;
 use crate::parts::{Inbox, applier_of};
 use crate::persist::{LogWriter, Written};
 use crate::snapshots;
+use crate::sync::{
+    AtomicU32, Builder, JoinHandle, Receiver, RecvTimeoutError, Sender, bounded, select, sleep,
+    unbounded,
+};
 use crate::worker::{Shared, Worker};
 
 /// Inputs taken into one pass at most; more wait for the next, so that effects are not held back.
@@ -69,7 +70,7 @@ pub(crate) fn spawn(
     name: String,
     run: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, HostError> {
-    let spawned = std::thread::Builder::new().name(name).spawn(run);
+    let spawned = Builder::new().name(name).spawn(run);
     spawned.map_err(|error| HostError::Config(format!("cannot start a thread: {error}")))
 }
 
@@ -117,8 +118,8 @@ pub(crate) fn run_log_writer(
         if items.is_empty() {
             match tasks.recv_timeout(RETRY) {
                 Ok(more) => items.extend(more),
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
         if shared.is_over() {
@@ -139,7 +140,7 @@ pub(crate) fn run_log_writer(
                 tracing::error!(
                     "no space left on the device: proposals are refused until there is"
                 );
-                std::thread::sleep(RETRY);
+                sleep(RETRY);
                 continue;
             }
             Err(error) => return fatal.raise(shared, error.into()),
@@ -187,12 +188,12 @@ pub(crate) fn run_applier(
     let mut full = false;
     loop {
         if full {
-            std::thread::sleep(RETRY);
+            sleep(RETRY);
         } else if queue.is_empty() {
             match tasks.recv_timeout(RETRY) {
                 Ok(task) => queue.push_back(task),
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
         if shared.is_over() {
@@ -264,7 +265,7 @@ fn next<T>(tasks: &Receiver<T>, shared: &Shared) -> Option<T> {
     loop {
         match tasks.recv_timeout(RETRY) {
             Ok(task) if !shared.is_over() => return Some(task),
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) if !shared.is_over() => {}
+            Err(RecvTimeoutError::Timeout) if !shared.is_over() => {}
             _ => return None,
         }
     }
@@ -273,7 +274,7 @@ fn next<T>(tasks: &Receiver<T>, shared: &Shared) -> Option<T> {
 /// Ticks, capped: a worker that could not keep up does not get them all at once afterwards.
 pub(crate) fn run_ticker(handle: &HostHandle, ticks: &[Arc<AtomicU32>], stop: &Receiver<()>) {
     let length = handle.inner.config.tick;
-    while let Err(crossbeam_channel::RecvTimeoutError::Timeout) = stop.recv_timeout(length) {
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(length) {
         for (worker, pending) in ticks.iter().enumerate() {
             if pending.load(Ordering::Relaxed) < PENDING_TICKS_MAX {
                 pending.fetch_add(1, Ordering::Relaxed);
@@ -296,7 +297,7 @@ pub(crate) fn run_maintenance(
 ) {
     let config = &handle.inner.config;
     let (mut since_flush, mut flushed_log_bytes) = (Duration::ZERO, engine.stats().bytes);
-    while let Err(crossbeam_channel::RecvTimeoutError::Timeout) = stop.recv_timeout(MAINTENANCE) {
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(MAINTENANCE) {
         since_flush += MAINTENANCE;
         let stats = engine.stats();
         let grown = stats.bytes.saturating_sub(flushed_log_bytes) >= config.flush_log_bytes;

@@ -19,7 +19,7 @@ pub use lifecycle::BOOTSTRAP;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use polyraft_core::ReplicaId;
 
@@ -34,6 +34,7 @@ use crate::ranges::RangeClaims;
 use crate::replica::Replica;
 use crate::responder::Responder;
 use crate::router::Router;
+use crate::sync::AtomicBool;
 
 /// What all threads of a host see.
 #[derive(Debug)]
