@@ -64,6 +64,8 @@ pub(crate) enum Local {
     Application,
     /// User data of a group without a range.
     Private,
+    /// The sessions of the group's clients.
+    Session,
 }
 
 impl Local {
@@ -74,6 +76,7 @@ impl Local {
             Self::Installing => 3,
             Self::Application => 4,
             Self::Private => 5,
+            Self::Session => 6,
         }
     }
 }
@@ -150,6 +153,10 @@ mod tests {
             &local(GroupId(1), Local::Private, b"k")[..],
             b"\0\0\0\0\0\0\0\0\x01\x05k"
         );
+        assert_eq!(
+            &local(GroupId(1), Local::Session, b"k")[..],
+            b"\0\0\0\0\0\0\0\0\x01\x06k"
+        );
         assert_eq!(&user(b"key")[..], b"\x01key");
         assert_eq!(parse_record(&record(258)), Some(258));
         assert_eq!(
@@ -162,6 +169,6 @@ mod tests {
     fn order_of_bytes_is_order_of_numbers() {
         assert!(record(255) < record(256));
         assert!(entry(GroupId(1), Index(u64::MAX)) < entry(GroupId(2), Index(0)));
-        assert!(local(GroupId(u64::MAX), Local::Private, b"\xff") < user(b""));
+        assert!(local(GroupId(u64::MAX), Local::Session, b"\xff") < user(b""));
     }
 }

@@ -4,7 +4,8 @@
 //! * [`RaftLog`] is a `LogEngine`: one record per synced batch; a receipt is given only for what survives a
 //!   power cut; recovery refuses what it cannot trust.
 //! * [`DataStateMachine`] is a `StateMachine` around an [`Application`] of the user's: one batch for many
-//!   groups, each with its applied index.
+//!   groups, each with its applied index. [`Sessions`] around an application apply a command once,
+//!   however often it is proposed.
 //! * Both share one engine behind the small seam [`Disk`](disk::Disk): RocksDB with the feature `rocksdb`
 //!   (default), or [`MemoryDisk`], which models what a crash keeps.
 //!
@@ -22,6 +23,7 @@ mod meta;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 
+pub use data::sessions::{self, Sessions};
 pub use data::{Application, DataStateMachine, GroupTxn, SharedData};
 #[cfg(feature = "rocksdb")]
 pub use engine::{Store, StoreOptions};

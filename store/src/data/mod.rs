@@ -1,19 +1,22 @@
 //! The data of all groups, as a [`StateMachine`] around an application of the user's.
 //!
-//! What many groups apply in one turn is one batch, with the index of each group's last entry. It goes
-//! past the write-ahead log: the Raft log is the log. After a crash a prefix of the turns is gone, and
-//! the host applies again from the log, which it truncates only behind a [`StateMachine::flush`].
+//! What many groups apply in one turn is one batch, with the index of each group's last entry. It
+//! goes past the write-ahead log: the Raft log is the log. After a crash a prefix of the turns is
+//! gone, and the host applies again from the log, which it truncates only behind a
+//! [`StateMachine::flush`].
 //!
 //! # Why batches with and without write-ahead log may share a column family
-//! 1. Turns are volatile; `create`, `restore` and `destroy` go through the write-ahead log and are synced.
-//! 2. A crash may bring back a synced batch without the volatile ones before it. A created group has none
-//!    before it; a destroyed or restored one starts from deleting whatever it had, so that what came
-//!    before does not matter.
-//! 3. It may lose the volatile ones after it. Each of them carries its group's applied index, so that what
-//!    is lost is applied again.
-//! 4. The engine never brings back a synced batch over newer flushed data: a flush covers everything before
-//!    it, and recovery starts behind it.
+//! 1. Turns are volatile; `create`, `restore` and `destroy` go through the write-ahead log and are
+//!   synced.
+//! 2. A crash may bring back a synced batch without the volatile ones before it. A created group
+//!   has none before it; a destroyed or restored one starts from deleting whatever it had, so that
+//!   what came before does not matter.
+//! 3. It may lose the volatile ones after it. Each of them carries its group's applied index, so
+//!   that what is lost is applied again.
+//! 4. The engine never brings back a synced batch over newer flushed data: a flush covers
+//!   everything before it, and recovery starts behind it.
 
+pub mod sessions;
 mod snapshot;
 mod txn;
 
@@ -33,7 +36,7 @@ use self::snapshot::{
 };
 pub use self::txn::GroupTxn;
 use self::txn::{scan_user, user_bounds, user_key};
-use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair};
+use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
 use crate::keys::{self, Local};
 
 /// What a user replicates: a deterministic function of a group's keys and a command.
@@ -42,8 +45,8 @@ pub trait Application: Send + Sync + 'static {
     /// nothing but the transaction and the command.
     ///
     /// # Errors
-    /// Only what the transaction returned: it stops the store. What is wrong with a command is said in
-    /// the reply.
+    /// Only what the transaction returned: it stops the store. What is wrong with a command is said
+    /// in the reply.
     fn apply(&self, txn: &mut GroupTxn<'_>, command: &Command) -> Result<Bytes, DiskError>;
 }
 
@@ -77,8 +80,9 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         self.disk.get(Cf::Data, &user_key(descriptor, key)?)
     }
 
-    /// The same for a reader whom no leadership protects; `None` while the group's data is not whole here.
-    /// A snapshot is installed in several steps, and between them a key is absent that never was.
+    /// The same for a reader whom no leadership protects; `None` while the group's data is not
+    /// whole here. A snapshot is installed in several steps, and between them a key is absent that
+    /// never was.
     ///
     /// # Errors
     /// Those of [`Self::get`].
@@ -87,15 +91,21 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         descriptor: &GroupDescriptor,
         key: &[u8],
     ) -> Result<Option<Option<Bytes>>, DiskError> {
+        let Some(view) = self.whole(descriptor)? else {
+            return Ok(None);
+        };
+        Ok(Some(view.get(Cf::Data, &user_key(descriptor, key)?)?))
+    }
+
+    /// A state of the disk in which the group's data is whole; none while it is not.
+    fn whole(&self, descriptor: &GroupDescriptor) -> Result<Option<Box<dyn View>>, DiskError> {
         let view = self.disk.view();
         let has = |kind| {
             let found = view.get(Cf::Data, &keys::local(descriptor.group, kind, b""));
             found.map(|found| found.is_some())
         };
-        if has(Local::Installing)? || !has(Local::Applied)? {
-            return Ok(None);
-        }
-        Ok(Some(view.get(Cf::Data, &user_key(descriptor, key)?)?))
+        let whole = !has(Local::Installing)? && has(Local::Applied)?;
+        Ok(whole.then_some(view))
     }
 
     /// Pairs of `[start, end)` of a group's keys in order, as of now.
@@ -114,6 +124,26 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         })
     }
 
+    /// [`Self::scan`] for a reader as that of [`Self::get_whole`].
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn scan_whole(
+        &self,
+        descriptor: &GroupDescriptor,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Option<Vec<Pair>>, DiskError> {
+        let Some(view) = self.whole(descriptor)? else {
+            return Ok(None);
+        };
+        let pairs = scan_user(descriptor, start, end, limit, |from, to, limit| {
+            view.scan(Cf::Data, from, Some(to), limit)
+        })?;
+        Ok(Some(pairs))
+    }
+
     fn load(&self, group: GroupId) -> Result<Option<AppliedState>, StateMachineError> {
         let get = |kind| self.disk.get(Cf::Data, &keys::local(group, kind, b""));
         read_state(group, get)
@@ -127,11 +157,13 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         }
         let (start, end, _) = user_bounds(descriptor);
         batch.push((Cf::Data, Change::DeleteRange(start, end)));
-        for kind in [Local::Application, Local::Private] {
-            let range =
-                Change::DeleteRange(keys::local(group, kind, b""), keys::local_end(group, kind));
-            batch.push((Cf::Data, range));
-        }
+        // What the application and the sessions keep, and the keys of a group without a range: one
+        // after the other.
+        let (start, end) = (
+            keys::local(group, Local::Application, b""),
+            keys::local_end(group, Local::Session),
+        );
+        batch.push((Cf::Data, Change::DeleteRange(start, end)));
     }
 
     /// Replaces the group's data by what is staged under `token`. Can be repeated from the start at
@@ -337,8 +369,8 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
 
 const VERSION: u8 = 1;
 
-/// Keys in order are found close to each other, in the engine's tree as in the processor's cache. What is
-/// done to one key stays in its order; a batch that deletes ranges is left as it is.
+/// Keys in order are found close to each other, in the engine's tree as in the processor's cache.
+/// What is done to one key stays in its order; a batch that deletes ranges is left as it is.
 fn order(batch: &mut Batch) {
     let keys: Option<Vec<&Bytes>> = batch.iter().map(|(_, change)| change.key()).collect();
     if keys.is_some_and(|keys| !keys.is_sorted()) {

@@ -1,8 +1,8 @@
 //! Snapshots of a group's data: read from a consistent view, staged, installed.
 //!
 //! A chunk is `version u8 = 1 | (space u8 | key length u32 | key | value length u32 | value) * |
-//! crc32`, where space 1 is the user's keys and 2 what the application keeps beside them. A chunk
-//! stands for itself: damage is found in the chunk that has it.
+//! crc32`, where space 1 is the user's keys, 2 what the application keeps beside them and 3 the
+//! sessions of clients. A chunk stands for itself: damage is found in the chunk that has it.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_multiraft::env::{SnapshotSink, SnapshotSource, StagedSnapshot, StateMachineError};
@@ -15,6 +15,7 @@ use crate::keys::{self, Local};
 const VERSION: u8 = 1;
 const USER: u8 = 1;
 const APPLICATION: u8 = 2;
+const SESSION: u8 = 3;
 /// Pairs read from the view at once.
 const PAGE: usize = 256;
 
@@ -30,15 +31,14 @@ impl Source {
     pub(super) fn new(view: Box<dyn View>, state: AppliedState) -> Self {
         let group = state.descriptor.group;
         let (start, end, prefix) = user_bounds(&state.descriptor);
-        let local = keys::local(group, Local::Application, b"");
-        let local_prefix = local.len();
+        let local = |space, kind| {
+            let first = keys::local(group, kind, b"");
+            let prefix = first.len();
+            (space, first, keys::local_end(group, kind), prefix)
+        };
         let spaces = vec![
-            (
-                APPLICATION,
-                local,
-                keys::local_end(group, Local::Application),
-                local_prefix,
-            ),
+            local(SESSION, Local::Session),
+            local(APPLICATION, Local::Application),
             (USER, start, end, prefix),
         ];
         Self {
@@ -116,6 +116,7 @@ pub(super) fn decode(
         let space = at.get_u8();
         let (key, value) = (take(&mut at)?, take(&mut at)?);
         let key = match (space, &descriptor.range) {
+            (SESSION, _) => keys::local(descriptor.group, Local::Session, &key),
             (APPLICATION, _) => keys::local(descriptor.group, Local::Application, &key),
             (USER, None) => keys::local(descriptor.group, Local::Private, &key),
             (USER, Some(range)) if range.contains(&key) => keys::user(&key),

@@ -1,5 +1,5 @@
-//! What an application sees of its group while it applies a command: its keys, with everything that this
-//! turn has already changed.
+//! What an application sees of its group while it applies a command: its keys, with everything that
+//! this turn has already changed.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,8 +10,11 @@ use polyraft_multiraft::{GroupDescriptor, GroupId};
 use crate::disk::{Batch, Cf, Change, Disk, DiskError, Pair};
 use crate::keys::{self, Local};
 
-/// A group's keys during one turn of applying. Changes become visible to others, and durable, together
-/// with the index of the last command.
+/// Pairs of the session table read at once.
+const SESSION_PAGE: usize = 8;
+
+/// A group's keys during one turn of applying. Changes become visible to others, and durable,
+/// together with the index of the last command.
 pub struct GroupTxn<'a> {
     disk: &'a dyn Disk,
     descriptor: &'a GroupDescriptor,
@@ -41,7 +44,8 @@ impl<'a> GroupTxn<'a> {
         self.read(&user_key(self.descriptor, key)?)
     }
 
-    /// Pairs of `[start, end)` in order, at most `limit` of them; no `end`: to the end of the group's range.
+    /// Pairs of `[start, end)` in order, at most `limit` of them; no `end`: to the end of the
+    /// group's range.
     ///
     /// # Errors
     /// The engine's.
@@ -109,6 +113,50 @@ impl<'a> GroupTxn<'a> {
     pub fn local_delete(&mut self, name: &[u8]) {
         let key = keys::local(self.descriptor.group, Local::Application, name);
         self.changes.insert(key, None);
+    }
+
+    /// A value of the session table.
+    pub(super) fn session_get(&self, name: &[u8]) -> Result<Option<Bytes>, DiskError> {
+        self.read(&keys::local(self.descriptor.group, Local::Session, name))
+    }
+
+    /// Sets a value of the session table.
+    pub(super) fn session_put(&mut self, name: &[u8], value: Bytes) {
+        let key = keys::local(self.descriptor.group, Local::Session, name);
+        self.changes.insert(key, Some(value));
+    }
+
+    /// Removes a value of the session table.
+    pub(super) fn session_delete(&mut self, name: &[u8]) {
+        let key = keys::local(self.descriptor.group, Local::Session, name);
+        self.changes.insert(key, None);
+    }
+
+    /// The first value of the session table from `name` on, with its name.
+    pub(super) fn session_first(&self, name: &[u8]) -> Result<Option<Pair>, DiskError> {
+        let group = self.descriptor.group;
+        let mut from = keys::local(group, Local::Session, name);
+        let prefix = from.len() - name.len();
+        let end = keys::local_end(group, Local::Session);
+        let bounds = (Bound::Included(from.clone()), Bound::Excluded(end.clone()));
+        let mut changes = self.changes.range(bounds);
+        let changed = changes.find_map(|(key, value)| Some((key.clone(), value.clone()?)));
+        let stored = loop {
+            let page = self.disk.scan(Cf::Data, &from, Some(&end), SESSION_PAGE)?;
+            let last = page.last().map(|(key, _)| key.clone());
+            // What this turn has changed is in its changes, or gone.
+            let mut kept = page.into_iter();
+            let kept = kept.find(|(key, _)| !self.changes.contains_key(key));
+            match (kept, last) {
+                (None, Some(last)) => from = keys::after(&last),
+                (kept, _) => break kept,
+            }
+        };
+        let first = changed
+            .into_iter()
+            .chain(stored)
+            .min_by(|one, two| one.0.cmp(&two.0));
+        Ok(first.map(|(key, value)| (key.slice(prefix..), value)))
     }
 
     fn read(&self, key: &Bytes) -> Result<Option<Bytes>, DiskError> {
