@@ -329,10 +329,8 @@ impl Applier {
             } => match self.state_machine.destroy(&data.descriptor) {
                 Ok(()) => {
                     self.states.remove(&group);
-                    if let Some(respond) = data.respond {
-                        respond.answer(Ok(()));
-                    }
-                    (worker, replica, Ok(Applied::Destroyed))
+                    let respond = data.respond;
+                    (worker, replica, Ok(Applied::Destroyed { respond }))
                 }
                 Err(StateMachineError::DiskFull) => {
                     tasks.push_front(ApplyTask::Destroy {

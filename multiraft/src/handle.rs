@@ -188,7 +188,7 @@ impl HostHandle {
     }
 
     /// Creates this store's replica of a new group whose first members the descriptor names, all
-    /// voters. Succeeds if it is there already.
+    /// voters. Succeeds if it is there already. Answered when that would survive a power cut.
     pub fn create_group(
         &self,
         descriptor: GroupDescriptor,
@@ -205,7 +205,7 @@ impl HostHandle {
     }
 
     /// Destroys this store's replica; with `next_replica` `u64::MAX` the group is dead here for ever.
-    /// Answered when nothing of it is left.
+    /// Answered when nothing of it is left and its key range is free.
     pub fn destroy_replica(
         &self,
         group: GroupId,

@@ -197,6 +197,9 @@ pub enum Applied {
     Created(AppliedState),
     /// A staged snapshot is the group's data now.
     Restored(AppliedState),
-    /// Nothing of the group is left.
-    Destroyed,
+    /// Nothing of the group is left on the disk.
+    Destroyed {
+        /// To be answered when its number and its range are free, too.
+        respond: Option<Responder<Result<(), Reject>>>,
+    },
 }

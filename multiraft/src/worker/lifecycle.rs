@@ -101,7 +101,7 @@ impl Worker {
                     replica,
                 });
             }
-            Ok(None) => respond.answer(Ok(())),
+            Ok(None) => self.confirm_create(group, respond, effects),
             Err(reject) => respond.answer(Err(reject)),
         }
     }
@@ -167,6 +167,27 @@ impl Worker {
         // the leader feeds it by snapshot: the group is there as asked for.
         let present = self.replicas.contains_key(&group);
         Ok((!present).then_some(replica))
+    }
+
+    /// The replica is here already, but its record may still be on its way to the disk. Nothing that
+    /// is written after it is durable before it.
+    fn confirm_create(
+        &self,
+        group: GroupId,
+        respond: Responder<Result<(), Reject>>,
+        effects: &mut Effects,
+    ) {
+        let Some(replica) = self.replicas.get(&group) else {
+            return respond.answer(Err(Reject::NoGroup(group)));
+        };
+        let nothing_new = LogSection {
+            group,
+            ..LogSection::default()
+        };
+        effects.writes.push(WriteItem {
+            created: Some(respond),
+            ..self.write(group, replica.id, nothing_new)
+        });
     }
 
     /// The data of a new group could not be written: it is as if nobody had asked.
@@ -334,9 +355,13 @@ impl Worker {
         effects: &mut Effects,
     ) {
         match what {
-            Applied::Destroyed => {
+            Applied::Destroyed { respond } => {
                 self.dying.remove(&group);
                 self.shared.ranges.release(group);
+                // Not earlier: whoever hears of it may want a group in its place at once.
+                if let Some(respond) = respond {
+                    respond.answer(Ok(()));
+                }
             }
             Applied::Created(state) => self.on_created(group, id, state, effects),
             Applied::Restored(state) => self.on_restored(group, id, &state, effects),

@@ -103,7 +103,7 @@ fn everybody_is_answered(end: impl FnOnce(&Store)) -> Arc<Store> {
 
 #[test]
 fn beside_a_stop() {
-    check(400, || {
+    check(1000, || {
         let store = everybody_is_answered(|_| {});
         assert_eq!(store.fatal.load(Ordering::SeqCst), 0);
     });
@@ -111,7 +111,7 @@ fn beside_a_stop() {
 
 #[test]
 fn beside_a_log_that_fails() {
-    check(300, || {
+    check(1000, || {
         let store = everybody_is_answered(|store| store.log.set_fault(Some(SeamFault::SyncFails)));
         assert!(store.fatal.load(Ordering::SeqCst) <= 1);
     });
@@ -119,7 +119,7 @@ fn beside_a_log_that_fails() {
 
 #[test]
 fn beside_a_state_machine_that_fails() {
-    check(300, || {
+    check(1000, || {
         let store = everybody_is_answered(|store| store.data_fails.store(true, Ordering::SeqCst));
         assert!(store.fatal.load(Ordering::SeqCst) <= 1);
     });
@@ -128,7 +128,7 @@ fn beside_a_state_machine_that_fails() {
 /// Both at once: whoever is first says so, and nobody else.
 #[test]
 fn beside_two_failures() {
-    check(300, || {
+    check(1000, || {
         let store = everybody_is_answered(|store| {
             store.data_fails.store(true, Ordering::SeqCst);
             store.log.set_fault(Some(SeamFault::SyncFails));
@@ -140,7 +140,7 @@ fn beside_two_failures() {
 /// No room for the log, for the data, or for both, and again some, at any moment.
 #[test]
 fn beside_a_disk_that_is_full() {
-    check(300, || {
+    check(1000, || {
         let store = everybody_is_answered(|store| {
             store.log.set_fault(Some(SeamFault::Full));
             thread::yield_now();

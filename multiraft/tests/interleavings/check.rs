@@ -21,8 +21,13 @@ pub(crate) fn check(schedules: usize, test: impl Fn() + Send + Sync + Copy + 'st
     config.stack_size = STACK_BYTES;
     config.max_steps = MaxSteps::FailAfter(STEPS_MAX);
     config.silence_warnings = true;
-    let failures = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    config.failure_persistence = FailurePersistence::File(Some(failures));
+    let failures = option_env!("CARGO_TARGET_TMPDIR").map(PathBuf::from);
+    config.failure_persistence =
+        FailurePersistence::File(Some(failures.unwrap_or_else(std::env::temp_dir)));
+    // What the test leaves behind when it fails waits for time that passes no more.
+    config
+        .ungraceful_shutdown_config
+        .immediately_return_on_panic = true;
     if let Some(schedule) = std::env::var_os("REPLAY") {
         return shuttle::replay_from_file(test, PathBuf::from(schedule));
     }

@@ -8,11 +8,13 @@
 
 mod answers;
 mod check;
+mod groups;
 #[path = "../host/log.rs"]
 #[allow(dead_code, reason = "for simulated hosts first of all")]
 mod log;
 #[path = "../host/machine.rs"]
 #[allow(dead_code, reason = "for simulated hosts first of all")]
 mod machine;
+mod snapshots;
 mod store;
 mod wakeups;

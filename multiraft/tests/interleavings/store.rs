@@ -3,6 +3,7 @@
 //! The seams do not wait for anything, but before and after each of their writes anybody may go
 //! on.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use crate::log::LogDisk;
 use crate::machine::DataDisk;
 
 pub(crate) const STORE: StoreId = StoreId(1);
+pub(crate) const OTHER: StoreId = StoreId(2);
 
 /// Everything of a store but its host.
 pub(crate) struct Store {
@@ -293,18 +295,42 @@ impl StateMachine for Machine {
     }
 }
 
-/// The way to stores that are not there: what was said is kept.
+/// The way to stores that are not there: a test says what they do.
 #[derive(Default)]
 pub(crate) struct Network {
-    pub(crate) sent: Mutex<Vec<(StoreId, GroupMessage)>>,
-    /// Of snapshots that have not left yet.
-    pub(crate) leaving: Mutex<Vec<Responder<SnapshotOutcome>>>,
+    leaving: Mutex<Leaving>,
+    changed: Condvar,
+}
+
+/// What has been sent and nobody has taken yet.
+#[derive(Default)]
+pub(crate) struct Leaving {
+    pub(crate) messages: VecDeque<(StoreId, GroupMessage)>,
+    pub(crate) snapshots: VecDeque<Responder<SnapshotOutcome>>,
+}
+
+impl Network {
+    /// Takes something, as soon as it is there.
+    pub(crate) fn take<T>(&self, take: impl Fn(&mut Leaving) -> Option<T>) -> T {
+        let mut leaving = self.leaving.lock().unwrap();
+        loop {
+            if let Some(taken) = take(&mut leaving) {
+                return taken;
+            }
+            leaving = self.changed.wait(leaving).unwrap();
+        }
+    }
+
+    fn put(&self, put: impl FnOnce(&mut Leaving)) {
+        put(&mut self.leaving.lock().unwrap());
+        self.changed.notify_all();
+    }
 }
 
 impl Transport for Network {
     fn send(&self, to: StoreId, _lane: Lane, messages: Vec<GroupMessage>) {
-        let mut sent = self.sent.lock().unwrap();
-        sent.extend(messages.into_iter().map(|message| (to, message)));
+        let messages = messages.into_iter().map(|message| (to, message));
+        self.put(|leaving| leaving.messages.extend(messages));
     }
 
     fn send_snapshot(
@@ -314,7 +340,7 @@ impl Transport for Network {
         _source: Box<dyn SnapshotSource>,
         done: Responder<SnapshotOutcome>,
     ) {
-        self.leaving.lock().unwrap().push(done);
+        self.put(|leaving| leaving.snapshots.push_back(done));
     }
 }
 
