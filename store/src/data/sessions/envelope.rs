@@ -1,13 +1,13 @@
 //! The bytes of an envelope in a log entry, and of the reply.
 //!
 //! ```text
-//! envelope: version u8 = 1 | client u64 | (since u64 | sequence u64 | acknowledged u64 unless client is 0) | command
-//! reply:    version u8 = 1 | outcome u8 | (index u64 if expired) (the application's reply if applied)
+//! envelope: version u8 = 1 | client u64 | (since u64 | sequence u64 | acknowledged u64) | command
+//! reply:    version u8 = 1 | outcome u8 | (index u64 if expired, a reply if applied)
 //! ```
 //!
-//! Integers are big-endian. An envelope is decoded on every replica, years after it was written
-//! perhaps: a malformed one or one of another version gets the same reply everywhere and changes
-//! nothing.
+//! Without a session the client is 0, and what is in brackets is not there. Integers are
+//! big-endian. An envelope is decoded on every replica, years after it was written perhaps: a
+//! malformed one or one of another version gets the same reply everywhere and changes nothing.
 
 use std::num::NonZeroU64;
 
