@@ -20,6 +20,7 @@
 
 pub mod checkers;
 pub mod disk;
+pub mod kv;
 pub mod marks;
 pub mod observe;
 pub mod queue;

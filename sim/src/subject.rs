@@ -69,6 +69,34 @@ pub trait Subject: Send + Sync + 'static {
     /// What a client asks of a group next. `number` counts what this client has asked so far.
     fn operation(&self, rng: &mut Rng, group: GroupId, client: u64, number: u64) -> Operation;
 
+    /// As [`Self::operation`], for a client that remembers what [`Self::remember`] has made of the
+    /// answers of this group; the memory begins empty.
+    fn next(
+        &self,
+        rng: &mut Rng,
+        group: GroupId,
+        client: u64,
+        number: u64,
+        memory: &Bytes,
+    ) -> Operation {
+        let _ = memory;
+        self.operation(rng, group, client, number)
+    }
+
+    /// What a client remembers of a group after an answer.
+    fn remember(&self, operation: &Operation, output: &Bytes, memory: &Bytes) -> Bytes {
+        let _ = (operation, output);
+        memory.clone()
+    }
+
+    /// Whether an answer says what became of the operation. One that does not, such as "your session
+    /// is not known any more", leaves the outcome open, as if there were no answer. `in_doubt`: an
+    /// earlier attempt of the same operation may have had its effect.
+    fn tells(&self, operation: &Operation, output: &Bytes, in_doubt: bool) -> bool {
+        let _ = (operation, output, in_doubt);
+        true
+    }
+
     /// An answered operation as steps on single objects. A read of many objects is one step on each.
     fn parts(&self, operation: &Operation, output: &Bytes) -> Vec<Part> {
         let input = match &operation.request {
