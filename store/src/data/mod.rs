@@ -1,20 +1,18 @@
 //! The data of all groups, as a [`StateMachine`] around an application of the user's.
 //!
-//! What many groups apply in one turn is one batch, with the index of each group's last entry. It
-//! goes past the write-ahead log: the Raft log is the log. After a crash a prefix of the turns is
-//! gone, and the host applies again from the log, which it truncates only behind a
-//! [`StateMachine::flush`].
+//! What many groups apply in one turn is one batch, with the index of each group's last entry. It goes
+//! past the write-ahead log: the Raft log is the log. After a crash a prefix of the turns is gone, and
+//! the host applies again from the log, which it truncates only behind a [`StateMachine::flush`].
 //!
 //! # Why batches with and without write-ahead log may share a column family
-//! 1. Turns are volatile; `create`, `restore` and `destroy` go through the write-ahead log and are
-//!   synced.
-//! 2. A crash may bring back a synced batch without the volatile ones before it. A created group
-//!   has none before it; a destroyed or restored one starts from deleting whatever it had, so that
-//!   what came before does not matter.
-//! 3. It may lose the volatile ones after it. Each of them carries its group's applied index, so
-//!   that what is lost is applied again.
-//! 4. The engine never brings back a synced batch over newer flushed data: a flush covers
-//!   everything before it, and recovery starts behind it.
+//! 1. Turns are volatile; `create`, `restore` and `destroy` go through the write-ahead log and are synced.
+//! 2. A crash may bring back a synced batch without the volatile ones before it. A created group has none
+//!    before it; a destroyed or restored one starts from deleting whatever it had, so that what came
+//!    before does not matter.
+//! 3. It may lose the volatile ones after it. Each of them carries its group's applied index, so that what
+//!    is lost is applied again.
+//! 4. The engine never brings back a synced batch over newer flushed data: a flush covers everything before
+//!    it, and recovery starts behind it.
 
 pub mod sessions;
 mod snapshot;
