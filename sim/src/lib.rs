@@ -22,6 +22,7 @@ pub mod checkers;
 pub mod disk;
 pub mod kv;
 pub mod marks;
+pub mod network;
 pub mod observe;
 pub mod queue;
 pub mod rng;

@@ -21,7 +21,26 @@ macro_rules! sometimes {
 }
 
 /// What long enough simulation must have seen.
-pub const ALL: &[&str] = &[];
+pub const ALL: &[&str] = &[
+    "network: no room on a lane",
+    "network: a message arrived while nothing came back",
+    "network: a connection was reset in a batch",
+    "network: a message of an earlier incarnation",
+    "network: a message of a connection long gone",
+    "network: a store came back unnoticed",
+    "network: a short cut was bridged",
+    "network: a cut of one way was noticed",
+    "network: a snapshot came to a standstill",
+    "network: a snapshot broke in the middle",
+    "network: too many snapshots at once",
+    "network: a snapshot was refused",
+    "network: a snapshot could not be read",
+    "network: a chunk of a snapshot was bad",
+    "network: the end of a snapshot was bad",
+    "network: a sender was gone within a snapshot",
+    "network: a receiver was gone within a snapshot",
+    "network: a snapshot went on after a cut",
+];
 
 /// Counts a mark.
 pub fn hit(name: &'static str, times: u64) {
