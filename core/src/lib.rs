@@ -76,6 +76,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+#[cfg(canary)]
+#[doc(hidden)]
+pub mod canary;
 mod config;
 mod entry;
 mod error;
@@ -86,6 +89,7 @@ mod membership;
 mod memory_storage;
 mod message;
 mod node;
+mod planted;
 mod progress;
 mod quorum;
 mod raft;

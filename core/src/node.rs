@@ -13,6 +13,7 @@ use crate::event::Event;
 use crate::log::{Appliable, Log};
 use crate::membership::{ConfChange, ConfChangeV2, ConfState};
 use crate::message::{Message, Payload};
+use crate::planted;
 use crate::raft::{Raft, Role};
 use crate::ready::{
     Append, Fetch, Fetched, HardState, Persisted, Ready, Receipt, SnapshotOutcome, SoftState,
@@ -256,7 +257,12 @@ impl<S: Storage> RaftNode<S> {
         raft.log.unstable.accept();
         self.hard_state = now;
         Some(Append {
-            hard_state: (before != now).then_some(now),
+            hard_state: if planted!(ForgottenVote) && before.vote != now.vote {
+                let vote = ReplicaId::NONE;
+                Some(HardState { vote, ..now })
+            } else {
+                (before != now).then_some(now)
+            },
             must_sync: !entries.is_empty() || before.term != now.term || before.vote != now.vote,
             entries,
             snapshot,

@@ -555,6 +555,8 @@ fn read(node: &RaftNode<Disk>, fetch: Fetch) -> Fetched {
 
 #[test]
 fn nothing_breaks_and_the_group_goes_on() {
+    #[cfg(canary)]
+    polyraft_core::canary::plant(std::env::var("POLYRAFT_CANARY").ok().as_deref());
     let seeds = std::env::var("POLYRAFT_CHAOS_SEEDS").ok();
     let seeds: u64 = seeds.map_or(40, |count| count.parse().expect("a number"));
     let (mut applied, mut served, mut leaders, mut stuck) = (0, 0, 0, 0);

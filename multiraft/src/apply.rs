@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use polyraft_core::{ConfChange, ConfChangeV2, ConfState, Entry, EntryKind, Index, ReplicaId};
+use polyraft_core::{
+    ConfChange, ConfChangeV2, ConfState, Entry, EntryKind, Index, ReplicaId, planted,
+};
 
 use crate::codec::decode_members;
 use crate::effects::ApplyTask;
@@ -371,7 +373,7 @@ impl Applier {
 fn answer(item: &ApplyItem, pending: Vec<Pending>) {
     let mut replies = item.commands.iter().zip(&item.replies);
     for pending in pending {
-        match replies.find(|(command, _)| command.id == pending.id) {
+        match replies.find(|(command, _)| command.id == pending.id || planted!(ReplyByPosition)) {
             Some((_, reply)) => pending.respond.answer(Ok(reply.clone())),
             // A state machine that gives fewer replies than commands leaves callers in doubt.
             None => pending.respond.answer(Err(Reject::Ambiguous)),

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use polyraft_core::{Append, Entry, Fetch, Message, ReplicaId};
+use polyraft_core::{Append, Entry, Fetch, Message, Payload, ReplicaId, planted};
 
-use crate::env::{GroupMessage, Lane, LogSection, StagedSnapshot};
+use crate::env::{Body, GroupMessage, Lane, LogSection, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId, Member, StoreId};
 use crate::replica::Pending;
@@ -46,8 +46,16 @@ impl From<LaneKey> for Lane {
 }
 
 impl Effects {
-    pub(crate) fn send(&mut self, to: StoreId, lane: LaneKey, message: GroupMessage) {
-        self.sends.entry((to, lane)).or_default().push(message);
+    pub(crate) fn send(&mut self, to: StoreId, lane: LaneKey, mut message: GroupMessage) {
+        let list = self.sends.entry((to, lane)).or_default();
+        if planted!(HeartbeatToWrongGroup)
+            && let Body::Raft(raft) = &message.body
+            && matches!(raft.payload, Payload::Heartbeat { .. })
+            && let Some(before) = list.last()
+        {
+            message.group = before.group;
+        }
+        list.push(message);
     }
 
     /// Whether there is nothing to do.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use polyraft_core::Message;
+use polyraft_core::{Durable, Message, planted};
 
 use crate::config::HostConfig;
 use crate::effects::{DestroyData, LaneKey, WriteItem};
@@ -59,7 +59,11 @@ impl LogWriter {
     /// # Errors
     /// Nothing was acknowledged; `items` are as before. [`LogError::DiskFull`] may be tried again.
     pub fn drain(&self, items: &mut Vec<WriteItem>) -> Result<Written, LogError> {
-        let sync = items.iter().any(|item| item.sync);
+        let sync = if planted!(SyncOfFirstOnly) {
+            items.first().is_some_and(|item| item.sync)
+        } else {
+            items.iter().any(|item| item.sync)
+        };
         let sections = items
             .iter_mut()
             .map(|item| std::mem::take(&mut item.section))
@@ -71,6 +75,7 @@ impl LogWriter {
             .store(matches!(result, Err(LogError::DiskFull)), Ordering::Relaxed);
         let receipt = match result {
             Ok(receipt) => receipt,
+            Err(LogError::DiskFull) if planted!(FullDiskAcknowledged) => Durable::attest(),
             Err(error) => {
                 for (item, section) in items.iter_mut().zip(batch.sections) {
                     item.section = section;
@@ -89,11 +94,17 @@ impl LogWriter {
         Counters::add(&counters.written_entries, entries as u64);
 
         let mut written = Written::default();
+        let first = batch.sections.first().map(|section| section.group);
         for (item, section) in items.drain(..).zip(batch.sections) {
             let (worker, replica, group) = (item.worker, item.replica, section.group);
             if let Some(append) = item.append {
                 let (messages, persisted) = append.persisted(&receipt);
                 for message in messages {
+                    let group = if planted!(AckToWrongGroup) {
+                        first.unwrap_or(group)
+                    } else {
+                        group
+                    };
                     send(&mut written, &item.routes, group, message);
                 }
                 let persisted = Some(persisted);

@@ -37,6 +37,8 @@ fn contents<D: Disk + Clone>(
 
 /// Settles early, so that the suite sees it.
 fn options() -> LogOptions {
+    #[cfg(canary)]
+    polyraft_core::canary::plant(std::env::var("POLYRAFT_CANARY").ok().as_deref());
     LogOptions {
         hot_bytes_max: 2_000,
         settle_groups_max: 2,

@@ -42,6 +42,8 @@ impl Application for Toy {
 type Machine<D> = DataStateMachine<Toy, D>;
 
 fn descriptor(group: u64, range: Option<(&'static str, &'static str)>) -> GroupDescriptor {
+    #[cfg(canary)]
+    polyraft_core::canary::plant(std::env::var("POLYRAFT_CANARY").ok().as_deref());
     GroupDescriptor {
         group: GroupId(group),
         range: range.map(|(start, end)| KeyRange {

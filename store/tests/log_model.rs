@@ -318,6 +318,8 @@ impl<D: Crash> Run<D> {
 }
 
 fn run<D: Crash>(steps: &[Step], mut disk: D) {
+    #[cfg(canary)]
+    polyraft_core::canary::plant(std::env::var("POLYRAFT_CANARY").ok().as_deref());
     let open = |disk: &D, world: World| {
         let log = RaftLog::new(disk.clone(), OPTIONS);
         assert_eq!(log.recover().unwrap(), world.recovered());
@@ -434,6 +436,8 @@ mod rocks {
 }
 
 fn created(log: &RaftLog<MemoryDisk>, groups: u64) {
+    #[cfg(canary)]
+    polyraft_core::canary::plant(std::env::var("POLYRAFT_CANARY").ok().as_deref());
     let sections = (1..=groups)
         .map(|group| LogSection {
             group: GroupId(group),

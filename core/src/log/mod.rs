@@ -18,6 +18,7 @@ use window::Window;
 use crate::entry::Entry;
 use crate::error::{Error, StorageError};
 use crate::event::{Event, Events, LogCursors};
+use crate::planted;
 use crate::ready::Snapshot;
 use crate::storage::Storage;
 use crate::types::{EntryId, Index, ReplicaId, Term};
@@ -126,6 +127,9 @@ impl<S: Storage> Log<S> {
 
     /// Thesis section 3.6.1.
     pub(crate) fn is_up_to_date(&self, candidate: EntryId) -> Result<bool, Error> {
+        if planted!(VoteToLogBehind) {
+            return Ok(self.last_index() <= candidate.index);
+        }
         Ok(self.last_id()? <= candidate)
     }
 
@@ -152,6 +156,9 @@ impl<S: Storage> Log<S> {
             self.append(entries, events)?;
         }
         // Not the leader's commit alone: what lies behind the last new entry may not match.
+        if planted!(AppendCommitUnchecked) {
+            self.commit_to(commit.min(self.last_index()))?;
+        }
         self.commit_to(commit.min(last_new))?;
         Ok(Some(last_new))
     }
@@ -179,7 +186,7 @@ impl<S: Storage> Log<S> {
             return Some(0);
         }
         for (at, entry) in entries.iter().enumerate() {
-            if self.matches(entry.id()) {
+            if self.matches(entry.id()) || (planted!(ConflictKept) && entry.index <= last) {
                 continue;
             }
             if entry.index <= last {

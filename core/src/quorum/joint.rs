@@ -1,6 +1,7 @@
 //! Two majorities at once (thesis section 4.3): what counts must hold in both halves.
 
 use super::{VoteResult, majority};
+use crate::planted;
 use crate::types::{Index, ReplicaId};
 
 /// The largest index committed in both halves; `None` if both are empty.
@@ -12,6 +13,7 @@ pub(crate) fn committed(
     let first = majority::committed(incoming, &acked);
     let second = majority::committed(outgoing, &acked);
     match (first, second) {
+        (Some(a), Some(_)) if planted!(JointCommitHalf) => Some(a),
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     }
@@ -26,6 +28,7 @@ pub(crate) fn tally(
     let first = majority::tally(incoming, &vote);
     let second = majority::tally(outgoing, &vote);
     match (first, second) {
+        (a, _) if planted!(JointVoteHalf) => a,
         (a, b) if a == b => a,
         (VoteResult::Lost, _) | (_, VoteResult::Lost) => VoteResult::Lost,
         _ => VoteResult::Pending,

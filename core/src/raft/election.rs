@@ -4,6 +4,7 @@ use super::{Raft, Role, internal};
 use crate::error::{Error, StepError};
 use crate::event::Event;
 use crate::message::{Message, Payload};
+use crate::planted;
 use crate::quorum::VoteResult;
 use crate::storage::Storage;
 use crate::types::{EntryId, ReplicaId, Term};
@@ -242,7 +243,7 @@ impl<S: Storage> Raft<S> {
         });
         match outcome {
             VoteResult::Won if pre => self.campaign(Campaign::Vote).map_err(internal),
-            VoteResult::Won if !own_vote => Ok(()),
+            VoteResult::Won if !own_vote && !planted!(LeadsBeforeOwnVote) => Ok(()),
             VoteResult::Won => {
                 self.become_leader().map_err(internal)?;
                 self.broadcast_append().map_err(internal)

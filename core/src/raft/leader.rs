@@ -10,6 +10,7 @@ use crate::error::{Error, ProposeError, StepError};
 use crate::event::{ConfChangeRefusal, Event};
 use crate::membership::{ConfChange, ConfChangeV2, Configuration};
 use crate::message::{Message, Payload, RejectHint};
+use crate::planted;
 use crate::progress::{Feed, Progress};
 use crate::quorum::VoteResult;
 use crate::storage::Storage;
@@ -313,6 +314,11 @@ impl<S: Storage> Raft<S> {
 
     fn on_acknowledged(&mut self, from: ReplicaId, index: Index) -> Result<(), Error> {
         let own = self.id;
+        let index = if planted!(ReceiptForWrongBatch) && from == own {
+            self.log.last_index()
+        } else {
+            index
+        };
         let Role::Leader(leader) = &mut self.role else {
             return Ok(());
         };
@@ -375,7 +381,11 @@ impl<S: Storage> Raft<S> {
             return Ok(());
         };
         // No number counts that was not given to a read yet.
-        let read = leader.reads.given(read);
+        let read = if planted!(StaleReadRound) {
+            leader.reads.newest()
+        } else {
+            leader.reads.given(read)
+        };
         let Some(progress) = leader.progress_mut(from) else {
             return Ok(());
         };
@@ -414,7 +424,16 @@ impl<S: Storage> Raft<S> {
                 .progress(id)
                 .map_or(Index(0), |progress| progress.matched)
         };
+        if planted!(LearnerCounted) {
+            let mut matched: Vec<Index> = leader.progress.iter().map(|p| p.matched).collect();
+            matched.sort_unstable();
+            let index = matched[matched.len() - self.config.quorum_size()];
+            return self.log.maybe_commit(index, self.term);
+        }
         match self.config.committed(acked) {
+            Some(index) if planted!(OldTermCounted) && index > committed => {
+                self.log.commit_to(index).map(|()| true)
+            }
             Some(index) => self.log.maybe_commit(index, self.term),
             None => Ok(false),
         }
@@ -439,7 +458,7 @@ fn refuse_change(
     applied: Index,
 ) -> Option<ConfChangeRefusal> {
     let leaves = change.changes.is_empty();
-    if pending > applied {
+    if pending > applied && !planted!(TwoChangesAtOnce) {
         Some(ConfChangeRefusal::Pending {
             index: pending,
             applied,

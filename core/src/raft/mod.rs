@@ -27,6 +27,7 @@ use crate::event::{Event, Events, MessageKind};
 use crate::log::{Appliable, Log};
 use crate::membership::Configuration;
 use crate::message::{Message, Payload};
+use crate::planted;
 use crate::progress::InflightLimits;
 use crate::ready::{Fetch, Fetched, HardState, ReadState, Receipt, SoftState};
 use crate::rng::Rng;
@@ -257,7 +258,10 @@ impl<S: Storage> Raft<S> {
     }
 
     fn send_at(&mut self, to: ReplicaId, term: Term, payload: Payload) {
-        let list = if payload.waits_for_disk() {
+        let early = planted!(AckBeforeSync)
+            && to != self.id
+            && payload.kind() == MessageKind::AppendResponse;
+        let list = if payload.waits_for_disk() && !early {
             &mut self.held
         } else {
             &mut self.messages
@@ -335,6 +339,13 @@ impl<S: Storage> Raft<S> {
                 reject: false,
                 ..
             } => {}
+            _ if planted!(HigherTermLeads)
+                && self.leader == self.id
+                && message.payload.is_response() =>
+            {
+                self.term = message.term;
+                self.vote = ReplicaId::NONE;
+            }
             _ => {
                 self.events.push(Event::HigherTerm {
                     from: message.from,

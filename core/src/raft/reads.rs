@@ -15,6 +15,7 @@ use super::{Raft, Role};
 use crate::config::ReadMode;
 use crate::error::Error;
 use crate::message::Payload;
+use crate::planted;
 use crate::ready::ReadState;
 use crate::storage::Storage;
 use crate::types::{Index, ReplicaId};
@@ -75,7 +76,7 @@ impl<S: Storage> Raft<S> {
         }
         let ready = self.committed_in_term();
         let limit = self.params.max_pending_reads;
-        let safe = self.params.read_mode == ReadMode::Safe;
+        let safe = self.params.read_mode == ReadMode::Safe && !planted!(ReadWithoutQuorum);
         let Role::Leader(leader) = &mut self.role else {
             return Ok(());
         };

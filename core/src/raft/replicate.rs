@@ -6,6 +6,7 @@ use super::{Raft, Role};
 use crate::error::{Error, StorageError};
 use crate::event::{Event, MessageKind};
 use crate::message::Payload;
+use crate::planted;
 use crate::ready::{Fetch, SnapshotOutcome};
 use crate::storage::Storage;
 use crate::types::{EntryId, Index, ReplicaId};
@@ -158,7 +159,11 @@ impl<S: Storage> Raft<S> {
             .filter(|progress| progress.id != own)
         {
             // Not beyond what the follower is known to have: it may hold anything there.
-            let commit = progress.matched.min(committed);
+            let commit = if planted!(HeartbeatCommitBeyondMatch) {
+                committed
+            } else {
+                progress.matched.min(committed)
+            };
             progress.sent_commit(commit);
             self.messages.push(crate::message::Message {
                 from: own,

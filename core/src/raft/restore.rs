@@ -4,7 +4,8 @@ use super::{Raft, Role, internal};
 use crate::error::{Error, StepError};
 use crate::event::Event;
 use crate::membership::Configuration;
-use crate::message::Payload;
+use crate::message::{Message, Payload};
+use crate::planted;
 use crate::ready::Snapshot;
 use crate::storage::Storage;
 use crate::types::ReplicaId;
@@ -31,13 +32,20 @@ impl<S: Storage> Raft<S> {
             });
             self.log.committed()
         };
-        self.send(
-            from,
-            Payload::AppendResponse {
-                index,
-                reject: None,
-            },
-        );
+        let answer = Payload::AppendResponse {
+            index,
+            reject: None,
+        };
+        if planted!(SnapshotAckedEarly) {
+            self.messages.push(Message {
+                from: self.id,
+                to: from,
+                term: self.term,
+                payload: answer,
+            });
+            return Ok(());
+        }
+        self.send(from, answer);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use polyraft_core::{EntryId, Index};
+use polyraft_core::{EntryId, Index, planted};
 
 use crate::budget::Permit;
 use crate::error::Reject;
@@ -123,6 +123,9 @@ impl Proposals {
         self.reject_queued(|| Reject::NotLeader { leader: None });
         for pending in self.waiting.drain(..) {
             pending.respond.answer(Err(Reject::Ambiguous));
+            if planted!(BudgetLeaked) {
+                std::mem::forget(pending.permit);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use polyraft_core::{Index, ReadState};
+use polyraft_core::{Index, ReadState, planted};
 
 use crate::error::Reject;
 use crate::handle::ReadPermit;
@@ -57,10 +57,9 @@ impl Reads {
 
     /// Answers those whose index is applied.
     pub(crate) fn release(&mut self, applied: Index, permit: impl Fn() -> ReadPermit) {
-        for (_, waiters) in self
-            .confirmed
-            .extract_if(.., |(index, _)| *index <= applied)
-        {
+        for (_, waiters) in self.confirmed.extract_if(.., |(index, _)| {
+            *index <= applied || planted!(ReadBeforeApplied)
+        }) {
             for waiter in waiters {
                 waiter.answer(Ok(permit()));
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use polyraft_core::{
     Append, Durable, Entry, EntryId, Event, Message, Payload, Persisted, ProposeError, Ready,
-    RoleName,
+    RoleName, planted,
 };
 
 use super::Worker;
@@ -212,7 +212,7 @@ fn write(
     if let Some(hard_state) = append.hard_state() {
         replica.unsaved = Some(hard_state);
     }
-    if !sync && replica.writes_in_flight == 0 {
+    if !sync && (replica.writes_in_flight == 0 || planted!(AckOvertakesWrite)) {
         // Everything that its messages speak of is durable already, and the commit index need not
         // be: it rides along with the next write.
         let (messages, persisted) = append.persisted(&Durable::attest());

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use polyraft_core::{Append, EntryId, HardState, RaftNode, ReplicaId};
+use polyraft_core::{Append, EntryId, HardState, RaftNode, ReplicaId, planted};
 
 use super::{Counters, Worker};
 use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
@@ -318,18 +318,32 @@ impl Worker {
         };
         self.awake.remove(&group);
         self.shared.router.remove(group);
-        self.tombstones.insert(group, next_replica);
+        if planted!(RangeReleasedEarly) {
+            self.shared.ranges.release(group);
+        }
+        if !planted!(TombstoneForgotten) {
+            self.tombstones.insert(group, next_replica);
+        }
         self.dying.insert(group);
         let section = LogSection {
             group,
             lifecycle: Some(Lifecycle::Destroy { next_replica }),
             ..LogSection::default()
         };
+        let data = DestroyData {
+            descriptor,
+            respond,
+        };
+        if planted!(DataBeforeTombstone) {
+            effects.applies.push(ApplyTask::Destroy {
+                worker: self.index,
+                replica: id,
+                data,
+            });
+            return effects.writes.push(self.write(group, id, section));
+        }
         effects.writes.push(WriteItem {
-            destroyed: Some(DestroyData {
-                descriptor,
-                respond,
-            }),
+            destroyed: Some(data),
             ..self.write(group, id, section)
         });
     }

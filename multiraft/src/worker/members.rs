@@ -7,7 +7,7 @@
 //! proposed when the first is applied: whoever holds its entry knows, durably, that the first is committed.
 
 use polyraft_core::{
-    ConfChangeKind, ConfChangeV2, EntryId, Event, Index, ReplicaId, Storage, Transition,
+    ConfChangeKind, ConfChangeV2, EntryId, Event, Index, ReplicaId, Storage, Transition, planted,
 };
 
 use super::Worker;
@@ -127,6 +127,11 @@ fn propose_change(
     let descriptor = &replica.descriptor;
     let voters = replica.node.status().conf_state.voters;
     let (mut next, mut new) = (descriptor.next_replica, Vec::new());
+    if planted!(ReplicaIdReused)
+        && let Some(last) = descriptor.members.last()
+    {
+        next = ReplicaId(last.replica.0 + 1);
+    }
     let (mut each, mut remove) = (Vec::new(), Vec::new());
     for (at, change) in changes.iter().enumerate() {
         if changes[..at]

@@ -1,7 +1,7 @@
 //! Requests of clients and messages of other stores, on their way into replicas.
 
 use bytes::Bytes;
-use polyraft_core::{EntryId, Message, Payload, ReplicaId, StepError};
+use polyraft_core::{EntryId, Message, Payload, ReplicaId, StepError, planted};
 
 use super::{Counters, Worker};
 use crate::budget::Permit;
@@ -276,6 +276,9 @@ fn tell_gone(
     next_replica: ReplicaId,
     effects: &mut Effects,
 ) {
+    if planted!(RemovalNeverTold) {
+        return;
+    }
     let body = Body::Tombstone {
         replica,
         next_replica,

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use polyraft_core::ReplicaId;
+use polyraft_core::{ReplicaId, planted};
 
 use crate::config::HostConfig;
 use crate::effects::Effects;
@@ -267,8 +267,11 @@ impl Worker {
         };
         replica.idle_ticks = 0;
         if replica.quarantined.is_none() {
+            let lost = planted!(LostWakeUp) && replica.asleep;
             replica.asleep = false;
-            self.awake.insert(group);
+            if !lost {
+                self.awake.insert(group);
+            }
         }
         replica.touch(&mut self.touched);
     }

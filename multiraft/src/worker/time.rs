@@ -5,7 +5,7 @@
 //! still needs a round of heartbeats, a candidate still needs votes. Live, because whatever comes in
 //! wakes the group, and so does the news that a store went or came.
 
-use polyraft_core::{Index, Message, Payload, ReplicaId, Term};
+use polyraft_core::{Index, Message, Payload, ReplicaId, Term, planted};
 
 use super::Worker;
 use super::admin::is_settled;
@@ -94,6 +94,11 @@ impl Worker {
             if replica.id != id || replica.quarantined.is_some() || replica.is_installing() {
                 continue;
             }
+            let flushed = if planted!(TruncatedPastFlushed) {
+                replica.node.applied()
+            } else {
+                flushed
+            };
             replica.flushed = replica.flushed.max(flushed.min(replica.node.applied()));
             let Some(to) = truncation_point(replica, keep) else {
                 continue;
@@ -134,7 +139,11 @@ fn truncation_point(replica: &Replica, keep: u64) -> Option<Index> {
             None => tail,
         }
     };
-    let to = needed.min(replica.flushed);
+    let to = if planted!(TruncatedPastApplied) {
+        needed.min(replica.node.committed())
+    } else {
+        needed.min(replica.flushed)
+    };
     (to > replica.node.storage().truncated().index).then_some(to)
 }
 
@@ -187,7 +196,7 @@ fn give_up_orphans(replica: &mut Replica, limit: u32) {
         return;
     }
     replica.orphan_ticks += 1;
-    if replica.orphan_ticks > limit {
+    if replica.orphan_ticks > limit && !planted!(OrphansNeverAnswered) {
         replica.proposals.give_up();
         for change in replica.changes.drain(..) {
             change.respond.answer(Err(Reject::Ambiguous));

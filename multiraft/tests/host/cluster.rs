@@ -65,6 +65,8 @@ impl<T: Send + 'static> Promise<T> {
 impl Cluster {
     /// Stores 1 to `stores`, running; `adjust` sees the configuration of each.
     pub(crate) fn new(seed: u64, stores: u64, adjust: impl Fn(&mut HostConfig)) -> Self {
+        #[cfg(canary)]
+        polyraft_core::canary::plant(std::env::var("POLYRAFT_CANARY").ok().as_deref());
         let mut rng = Rng::new(seed);
         let network = Network::new(rng.bits());
         let (registry, witness) = (Registry::default(), Witness::default());

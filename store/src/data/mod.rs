@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_core::EntryId;
+use polyraft_core::{EntryId, planted};
 use polyraft_multiraft::env::{
     ApplyItem, Command, SnapshotSink, SnapshotSource, StagedSnapshot, StateMachine,
     StateMachineError,
@@ -178,6 +178,9 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
             Self::clear(&before.descriptor, &mut batch);
         }
         Self::clear(&state.descriptor, &mut batch);
+        if planted!(RestoreKeepsOldKeys) {
+            batch.clear();
+        }
         self.disk
             .write(batch, Durability::Buffered)
             .map_err(translate)?;
@@ -294,10 +297,21 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
                 );
             }
             txn.finish(&mut batch);
-            put_state(&item.state, item.membership_changed, &mut batch);
+            if !planted!(DataWithoutIndex) || replies.is_empty() {
+                put_state(&item.state, item.membership_changed, &mut batch);
+            }
             replies.push(each);
         }
         order(&mut batch);
+        if planted!(IndexWithoutData) {
+            let mut indexes = Batch::new();
+            for item in items.iter() {
+                put_state(&item.state, item.membership_changed, &mut indexes);
+            }
+            self.disk
+                .write(indexes, Durability::Buffered)
+                .map_err(translate)?;
+        }
         self.disk
             .write(batch, Durability::Volatile)
             .map_err(translate)?;

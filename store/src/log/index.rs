@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use polyraft_core::{EntryId, HardState, Index, ReplicaId, Term};
+use polyraft_core::{EntryId, HardState, Index, ReplicaId, Term, planted};
 use polyraft_multiraft::{GroupId, GroupMap};
 
 use super::record::{ENTRY_HEADER, Section};
@@ -206,14 +206,17 @@ impl LogIndex {
         }
         let mut added = 0;
         if let Some(first) = section.entries.first() {
-            group.cut(first.index, &mut gone);
+            if !planted!(OverwrittenRunKept) {
+                group.cut(first.index, &mut gone);
+            }
             group.prune(&mut gone);
             added = group.append(sequence, section)?;
         }
         *runs += u64::from(added);
         // The newest state is one more hold. Only now may the one before it go: until then it keeps this
         // record alive if both are in it.
-        records.hold(sequence, added + 1);
+        let state = u32::from(!planted!(LiveRecordDeleted) || added == 0);
+        records.hold(sequence, added + state);
         if let Some(before) = before {
             records.release(before);
         }

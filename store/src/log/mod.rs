@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use polyraft_core::{Durable, Entry, EntryId, HardState, Index, ReplicaId, Term};
+use polyraft_core::{Durable, Entry, EntryId, HardState, Index, ReplicaId, Term, planted};
 use polyraft_multiraft::env::{
     Lifecycle, LogBatch, LogEngine, LogError, LogSection, LogStats, Recovered, RecoveredGroup,
 };
@@ -207,7 +207,11 @@ impl<D: Disk> RaftLog<D> {
                     }),
                 }
             }
-            let state = settled_state(Brief::from(&index), &runs, as_of);
+            let mut brief = Brief::from(&index);
+            if planted!(SettledVoteLost) {
+                brief.hard_state.vote = ReplicaId::NONE;
+            }
+            let state = settled_state(brief, &runs, as_of + u64::from(planted!(SettledTooNew)));
             batch.push((Cf::State, Change::Put(keys::group(group), state.encode())));
             settled.push((group, runs));
         }
@@ -360,7 +364,12 @@ impl<'a> Plan<'a> {
         let Some(mut next) = known else {
             return refuse("no such replica");
         };
-        if let Some(reset) = section.reset {
+        if let Some(reset) = section.reset
+            && planted!(SnapshotKeepsOldLog)
+            && reset.index < next.last.index
+        {
+            next.truncated = reset;
+        } else if let Some(reset) = section.reset {
             (next.truncated, next.last) = (reset, reset);
             self.begin(group, next, sequence);
         }
@@ -590,7 +599,7 @@ impl<D: Disk> RaftLog<D> {
     ) -> Result<(), LogError> {
         let mut start = keys::record(0);
         loop {
-            let page = self
+            let mut page = self
                 .disk
                 .scan(Cf::Log, &start, None, RECORDS_PER_PAGE)
                 .map_err(translate)?;
@@ -598,6 +607,9 @@ impl<D: Disk> RaftLog<D> {
                 return Ok(());
             };
             start = keys::after(last);
+            if planted!(LastRecordSkipped) && page.len() < RECORDS_PER_PAGE {
+                page.pop();
+            }
             for (key, value) in page {
                 let sequence = keys::parse_record(&key).ok_or_else(|| {
                     LogError::Fatal("a key in the column family log is malformed".to_owned())
