@@ -1,7 +1,7 @@
 //! Known bugs that can be planted, to show that simulations catch them. Only with `--cfg canary`.
 //!
-//! Each is a mistake that somebody could make, small, and stands in the code of core, multiraft or store under
-//! the name that it has here. At most one is planted at a time, for the whole process.
+//! Each is a mistake that somebody could make, small, and stands in the code of core, multiraft or
+//! store under the name that it has here. At most one is planted at a time, for the whole process.
 //!
 //! Invariant: numbers of bugs are their places in [`Canary::ALL`], from 1; 0 stands for none.
 
@@ -148,7 +148,8 @@ pub fn set(canary: Option<Canary>) {
     PLANTED.store(canary.unwrap_or(Canary::None) as u8, Ordering::Relaxed);
 }
 
-/// Plants the bug of that name, for tests that are told one in their environment; without a name nothing.
+/// Plants the bug of that name, for tests that are told one in their environment; without a name
+/// nothing.
 ///
 /// # Panics
 /// Nothing has that name.

@@ -1,7 +1,7 @@
 //! The macro at the places where known bugs can be planted.
 //!
-//! It is the literal `false` unless the workspace is built with `--cfg canary`: what it guards is not compiled
-//! into anything then, and a bug that is misspelt does not compile with it.
+//! It is the literal `false` unless the workspace is built with `--cfg canary`: what it guards is not
+//! compiled into anything then, and a bug that is misspelt does not compile with it.
 
 /// Whether the named known bug is planted in this run. See `canary` in this crate, which exists only
 /// with `--cfg canary`.
