@@ -39,6 +39,7 @@ pub const ALL: &[&str] = &[
     "network: the end of a snapshot was bad",
     "network: a sender was gone within a snapshot",
     "network: a receiver was gone within a snapshot",
+    "network: a snapshot arrived and its sender cannot know",
     "network: a snapshot went on after a cut",
 ];
 

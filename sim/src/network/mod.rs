@@ -293,20 +293,25 @@ impl Network {
 
     fn take(&mut self, handed: Handed) {
         let (from, to) = (handed.from, self.slots.get(&handed.to).copied());
-        let member = &self.members[from];
-        let sends = member.inbound.is_some() && member.incarnation == handed.incarnation;
-        let to = to.filter(|to| *to != from);
+        let Member {
+            inbound,
+            incarnation,
+            ..
+        } = &self.members[from];
+        let sends = inbound.is_some() && *incarnation == handed.incarnation;
+        let gone = !sends && *incarnation >= handed.incarnation;
+        let to = to.filter(|to| *to != from && sends);
         match handed.what {
             What::Messages(lane, messages) => {
                 self.stats.sent += messages.len() as u64;
-                match to.filter(|_| sends) {
+                match to {
                     Some(to) => self.send(lane_between(from, to, lane), messages),
                     None => self.stats.nowhere += messages.len() as u64,
                 }
             }
-            // Of a host that is gone nobody waits for the answer.
-            What::Snapshot(parcel) if sends => self.begin(from, to, *parcel),
-            What::Snapshot(_) => {}
+            // Nobody waits for the answer.
+            What::Snapshot(_) if gone => {}
+            What::Snapshot(parcel) => self.begin(from, to, *parcel),
         }
     }
 

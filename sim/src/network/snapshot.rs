@@ -35,6 +35,8 @@ pub(super) struct Transfer {
     stalled: Option<Step>,
     /// A part is lost, and only deadlines end it.
     stuck: bool,
+    /// The receiver has it.
+    taken: bool,
     /// Grows whenever an end begins or ceases to hear nothing.
     doubt: u32,
 }
@@ -88,6 +90,7 @@ impl Network {
                 chunk_bytes: usize::try_from(chunk_bytes).unwrap_or(usize::MAX),
                 stalled: None,
                 stuck: false,
+                taken: false,
                 doubt: 0,
             },
         );
@@ -165,8 +168,10 @@ impl Network {
         let delay = self.delay();
         let reached = self.drop_receiver(id);
         sometimes!(reached.is_some(), "network: a snapshot broke in the middle");
-        let doubt = self.transfers.get(&id)?.doubt;
-        self.go_on(id, delay, Step::SenderGivesUp { doubt });
+        if let Some(Transfer { doubt, .. }) = self.transfers.get(&id) {
+            let doubt = *doubt;
+            self.go_on(id, delay, Step::SenderGivesUp { doubt });
+        }
         reached
     }
 
@@ -257,7 +262,9 @@ impl Network {
         let transfer = self.transfers.get_mut(&id)?;
         let receiver = transfer.receiver.take()?;
         let to = transfer.to;
-        let outcome = match !bad && receiver.finish().is_ok() {
+        let taken = !bad && receiver.finish().is_ok();
+        transfer.taken = taken;
+        let outcome = match taken {
             true => SnapshotOutcome::Sent,
             false => SnapshotOutcome::Failed,
         };
@@ -273,6 +280,11 @@ impl Network {
         let done = transfer.done.take()?;
         let from = transfer.from;
         transfer.source = None;
+        let unheard = transfer.taken && outcome == SnapshotOutcome::Failed;
+        sometimes!(
+            unheard,
+            "network: a snapshot arrived and its sender cannot know"
+        );
         match outcome {
             SnapshotOutcome::Sent => self.stats.snapshots_sent += 1,
             SnapshotOutcome::Failed => self.stats.snapshots_failed += 1,

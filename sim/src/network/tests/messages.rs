@@ -23,6 +23,28 @@ fn a_lane_keeps_its_order_under_any_delay() {
 }
 
 #[test]
+fn cuts_and_resets_lose_and_delay_but_never_reorder() {
+    for seed in 0..30 {
+        let (mut lab, ports) = Lab::of(seed, 2);
+        let faults = lab.network.faults_mut();
+        (faults.reset, faults.spike) = (10_000, 10_000);
+        let mut rng = Rng::new(seed);
+        for group in 0..2_000 {
+            send(&ports[0], 2, Lane::Append, [2 * group, 2 * group + 1]);
+            if rng.percent(1) {
+                let (from, to) = *rng.pick(&[(1, 2), (2, 1)]).expect("two");
+                lab.cut(from, to, rng.percent(30));
+            }
+            let pause = rng.magnitude(1, 50 * MILLISECOND);
+            lab.run(pause);
+        }
+        let got = lab.got(2);
+        assert!(got.len() > 200, "it is not always cut: {}", got.len());
+        assert!(got.is_sorted_by(|a, b| a < b), "each once, in order");
+    }
+}
+
+#[test]
 fn heartbeats_and_their_answers_stand_first_in_a_frame() {
     let (mut lab, ports) = Lab::of(1, 2);
     let commit = polyraft_core::Index(1);

@@ -103,6 +103,16 @@ fn storm(seed: u64) -> (Vec<(Nanos, StoreId, String)>, NetworkStats) {
         if rng.percent(2) {
             lab.cut(1 + rng.below(3), 1 + rng.below(3), rng.percent(50));
         }
+        if rng.percent(2) {
+            let faults = lab.network.faults_mut();
+            (faults.delay_min, faults.delay_max) = (0, rng.magnitude(0, 50 * MILLISECOND));
+            faults.waiting_max = usize::try_from(rng.magnitude(0, 100)).expect("small");
+            faults.frame_max = usize::try_from(rng.magnitude(0, 100)).expect("small");
+            faults.in_flight_max = usize::try_from(rng.magnitude(0, 100)).expect("small");
+            faults.snapshots_in_max = usize::try_from(rng.magnitude(0, 4)).expect("small");
+            faults.silence_max = rng.magnitude(faults.silence_min, 10 * SECOND);
+            faults.snapshot_bytes_per_second = rng.magnitude(0, 100_000);
+        }
         let pause = rng.magnitude(1, 20 * MILLISECOND);
         lab.run(pause);
     }
