@@ -144,6 +144,8 @@ pub struct End {
     pub stores: Vec<StoreEnd>,
     /// Groups that operators have created and not destroyed.
     pub groups: Vec<GroupId>,
+    /// Replicas that are out of service, and why.
+    pub quarantined: Vec<(StoreId, GroupId, String)>,
 }
 
 /// See [`End`].

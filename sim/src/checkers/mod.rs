@@ -1,9 +1,126 @@
-//! One file per property. Each keeps its own books of what it saw at the seams.
+//! One file per property. All of them look at the same [`books`], which are kept of what crosses the seams.
 
-use crate::observe::Checker;
+mod agreement;
+mod books;
+mod budgets;
+mod committed_stays;
+mod durable_quorum;
+mod election_safety;
+mod log_matching;
+mod monotone;
+mod no_crossing;
+mod nothing_left_behind;
+mod promises;
+mod ranges_disjoint;
+mod recovery;
+mod replica_identity;
+mod truncation;
 
-/// All of them, new.
+use self::books::Books;
+pub use self::budgets::Limits;
+use crate::observe::{Checker, End, Observation};
+
+/// All of them, new, for stores whose budgets are as they may be.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Checker>> {
-    Vec::new()
+    all_within(|_| Limits::default())
+}
+
+/// All of them, new; `limits` says what a store is configured to.
+#[must_use]
+pub fn all_within(
+    limits: impl Fn(polyraft_multiraft::StoreId) -> Limits + Send + 'static,
+) -> Vec<Box<dyn Checker>> {
+    vec![Box::new(Panel::new(properties(Box::new(limits))))]
+}
+
+/// The names of all of them, as violations tell them.
+#[must_use]
+pub fn names() -> Vec<&'static str> {
+    let all = properties(Box::new(|_| Limits::default()));
+    all.iter().map(|property| property.name()).collect()
+}
+
+fn properties(limits: budgets::LimitsOf) -> Vec<Box<dyn Property>> {
+    vec![
+        Box::<recovery::Recovery>::default(),
+        Box::<election_safety::ElectionSafety>::default(),
+        Box::<log_matching::LogMatching>::default(),
+        Box::<no_crossing::NoCrossing>::default(),
+        Box::<replica_identity::ReplicaIdentity>::default(),
+        Box::<promises::Promises>::default(),
+        Box::<committed_stays::CommittedStays>::default(),
+        Box::<durable_quorum::DurableQuorum>::default(),
+        Box::<monotone::Monotone>::default(),
+        Box::<truncation::Truncation>::default(),
+        Box::<ranges_disjoint::RangesDisjoint>::default(),
+        Box::<nothing_left_behind::NothingLeftBehind>::default(),
+        Box::new(budgets::Budgets::new(limits)),
+        Box::<agreement::Agreement>::default(),
+    ]
+}
+
+/// Somebody who knows one property, and reads the books.
+pub(crate) trait Property: Send {
+    /// Lower case with hyphens.
+    fn name(&self) -> &'static str;
+
+    /// Looks at what happened, which the books contain already.
+    ///
+    /// # Errors
+    /// What is wrong, in words that let a person find it.
+    fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String>;
+
+    /// Looks at what is left.
+    ///
+    /// # Errors
+    /// What is wrong.
+    fn finish(&mut self, _end: &End) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Properties over one set of books. To others it goes by the name of the one that is broken.
+struct Panel {
+    books: Books,
+    properties: Vec<Box<dyn Property>>,
+    broken: &'static str,
+}
+
+impl Panel {
+    fn new(properties: Vec<Box<dyn Property>>) -> Self {
+        Self {
+            books: Books::default(),
+            properties,
+            broken: "all",
+        }
+    }
+
+    fn ask(
+        &mut self,
+        mut ask: impl FnMut(&mut dyn Property, &Books) -> Result<(), String>,
+    ) -> Result<(), String> {
+        for property in &mut self.properties {
+            if let Err(what) = ask(property.as_mut(), &self.books) {
+                self.broken = property.name();
+                return Err(what);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Checker for Panel {
+    fn name(&self) -> &'static str {
+        self.broken
+    }
+
+    fn see(&mut self, seen: &Observation<'_>) -> Result<(), String> {
+        self.books.enter(seen);
+        self.ask(|property, books| property.see(seen, books))
+    }
+
+    fn finish(&mut self, end: &End) -> Result<(), String> {
+        self.ask(|property, _| property.finish(end))
+    }
 }
