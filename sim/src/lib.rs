@@ -20,7 +20,9 @@
 
 pub mod checkers;
 pub mod disk;
+pub mod history;
 pub mod kv;
+pub mod linearizability;
 pub mod marks;
 pub mod network;
 pub mod observe;

@@ -15,7 +15,8 @@ pub trait Served: StateMachine {
     /// Answers a query from what is applied here now.
     ///
     /// # Errors
-    /// Why it cannot, for example because a snapshot of the group is being installed: the client asks again.
+    /// Why it cannot, for example because a snapshot of the group is being installed: the client asks
+    /// again.
     fn query(&self, descriptor: &GroupDescriptor, query: &Bytes) -> Result<Bytes, String>;
 
     /// A digest of everything that the group contains: equal for equal contents.
@@ -41,8 +42,8 @@ pub enum Request {
     Command {
         /// What is proposed.
         data: Bytes,
-        /// Whether it may be proposed again when nobody knows what became of it: the state machine sees to it that
-        /// it has its effect once. Otherwise its outcome then stays unknown.
+        /// Whether it may be proposed again when nobody knows what became of it: the state machine sees
+        /// to it that it has its effect once. Otherwise its outcome then stays unknown.
         repeatable: bool,
     },
     /// Read, linearizably, from the leader.
@@ -62,8 +63,8 @@ pub struct Part {
 
 /// See the module.
 pub trait Subject: Send + Sync + 'static {
-    /// The state machine of a store, on its disk, at each start. What it keeps anywhere but on this disk is not lost
-    /// in a crash, as that of a process would be.
+    /// The state machine of a store, on its disk, at each start. What it keeps anywhere but on this disk
+    /// is not lost in a crash, as that of a process would be.
     fn open(&self, store: StoreId, disk: &SimDisk) -> Arc<dyn Served>;
 
     /// What a client asks of a group next. `number` counts what this client has asked so far.
@@ -110,11 +111,25 @@ pub trait Subject: Send + Sync + 'static {
         }]
     }
 
-    /// The sequential specification of one object: its state after `input`, if `output` is the right answer to it in
-    /// `state`; none if it is not. No `output`: the answer is not known, and any would do. The first state is empty.
+    /// The sequential specification of one object: its state after `input`, if `output` is the right
+    /// answer to it in `state`; none if it is not. No `output`: the answer is not known, and any would
+    /// do. The first state is empty.
     fn step(&self, state: &Bytes, input: &Bytes, output: Option<&Bytes>) -> Option<Bytes>;
 
-    /// An input or output as text, for people.
+    /// Looks at all steps on one object, inputs with outputs, in the order of their invocations, before
+    /// an order is searched for: whatever no order can explain, such as a value read that nobody ever
+    /// wrote, is found at once here where the search would have to try every order. Optional.
+    ///
+    /// # Errors
+    /// What cannot be.
+    fn screen(
+        &self,
+        _steps: &mut dyn Iterator<Item = (&Bytes, Option<&Bytes>)>,
+    ) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// An input, output, state or object as text, for people.
     fn show(&self, bytes: &Bytes) -> String {
         format!("{bytes:?}")
     }

@@ -375,7 +375,8 @@ mod tests {
             (STORE, &[CORE, MULTIRAFT, "rocksdb"]),
             (TRANSPORT, &[CORE, MULTIRAFT, "tonic", "tokio"]),
             (SERVER, &[STORE, TRANSPORT, "tonic"]),
-            (TESTS, &["serde_json"]),
+            (SIM, &[CORE, MULTIRAFT, STORE]),
+            (TESTS, &[SIM, "serde_json"]),
             (BENCHES, &[SERVER]),
         ];
         let mut graph = Graph::default();

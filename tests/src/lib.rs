@@ -9,12 +9,14 @@
 //! | whole processes | `tests/process.rs` | lost acknowledged writes, stuck groups, unclear errors, with real stores, sockets and `kill -9` | a lost page cache: `kill -9` keeps what the kernel has taken |
 //! | histories | `src/bin/lincheck.rs` | any order of results that no single copy of the data could have given | faults that no client saw |
 //!
-//! Contract of the process tests: they run the binary that `make build` made (or `POLYRAFT_BIN`), on ports
-//! the system picks, in temporary directories; whatever they start is stopped when the test ends, also by a
-//! panic; they wait for conditions with generous bounds and never assert on how long something took.
+//! Contract of the process tests: they run the binary that `make build` made (or `POLYRAFT_BIN`), on
+//! ports the system picks, in temporary directories; whatever they start is stopped when the test ends,
+//! also by a panic; they wait for conditions with generous bounds and never assert on how long something
+//! took.
 //!
-//! This package depends on no other package of the workspace: the server is reached over its sockets and
-//! its command line only, as its users reach it. So the repository checks build in seconds.
+//! Of the other packages of the workspace this one depends on the test kit only, of which it has the
+//! search for an order: the server is reached over its sockets and its command line only, as its users
+//! reach it. So the repository checks build without RocksDB.
 
 pub mod codegen;
 pub mod deps;

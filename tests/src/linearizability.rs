@@ -1,11 +1,8 @@
 //! Whether a history of reads and writes could have come from one single copy of the data.
 //!
-//! The checker is Wing and Gong's search ("Testing and Verifying Concurrent Objects", 1993) with
-//! Lowe's memory of visited configurations ("Testing for linearizability", 2017): it looks for an
-//! order of the operations that respects real time and in which every result is what a register
-//! would have answered. The keys of a key-value store are independent objects, and a history is
-//! linearizable if and only if its part for each object is (Herlihy and Wing 1990, theorem 1), so
-//! each key is searched on its own.
+//! The search is that of [`polyraft_sim::linearizability`]; here are what it is asked about a register
+//! that can be read, written, deleted and compared and swapped, the file format, and the report. The keys
+//! of a key-value store are independent objects, so each key is searched on its own.
 //!
 //! How an operation counts follows from its [`Outcome`]:
 //!
@@ -13,12 +10,11 @@
 //! * `Fail`: certainly had no effect; it is left out.
 //! * `Unknown`: takes effect at one moment after its invocation, however late, or never.
 //!
-//! Keys are absent at the beginning. Invariant of the search: a configuration (set of operations that took
-//! effect, value) is looked at once, so the search ends; it may still be exponential in the number of
-//! concurrent operations, so it is [limited](Limits) and then says that it does not know.
+//! Keys are absent at the beginning. The search may be exponential in the number of concurrent
+//! operations, so it is [limited](Limits) and then says that it does not know.
 
 mod history;
-mod search;
+mod register;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -226,7 +222,7 @@ pub fn check(history: &[Operation], limits: &Limits) -> Report {
             .count(),
         keys: by_key
             .into_iter()
-            .map(|(key, operations)| (key.to_owned(), search::check_key(&operations, limits)))
+            .map(|(key, operations)| (key.to_owned(), register::check_key(&operations, limits)))
             .collect(),
     }
 }
