@@ -137,6 +137,8 @@ canaries! {
         "the applied index goes through the write-ahead log and the data does not";
     DataWithoutIndex "data-without-index"
         "of a turn of many groups only the first one's applied index is written";
+    SessionsOutsideBatch "sessions-outside-batch"
+        "the session table goes through the write-ahead log, in a batch before that of the data";
     RestoreKeepsOldKeys "restore-keeps-old-keys"
         "a snapshot is installed over what was there";
 }

@@ -69,7 +69,7 @@ pub(crate) enum Local {
 }
 
 impl Local {
-    const fn tag(self) -> u8 {
+    pub(crate) const fn tag(self) -> u8 {
         match self {
             Self::Applied => 1,
             Self::Membership => 2,

@@ -303,6 +303,16 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
             replies.push(each);
         }
         order(&mut batch);
+        if planted!(SessionsOutsideBatch) {
+            let is_table = |(_, change): &mut (Cf, Change)| {
+                let local = change.key().and_then(|key| keys::parse_local(key));
+                local.is_some_and(|(_, kind)| kind == Local::Session.tag())
+            };
+            let table: Batch = batch.extract_if(.., is_table).collect();
+            self.disk
+                .write(table, Durability::Buffered)
+                .map_err(translate)?;
+        }
         if planted!(IndexWithoutData) {
             let mut indexes = Batch::new();
             for item in items.iter() {
