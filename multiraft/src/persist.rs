@@ -69,13 +69,15 @@ impl LogWriter {
             .map(|item| std::mem::take(&mut item.section))
             .collect();
         let batch = LogBatch { sync, sections };
-        let result = self.engine.write(&batch);
+        let mut result = self.engine.write(&batch);
         self.shared
             .disk_full
             .store(matches!(result, Err(LogError::DiskFull)), Ordering::Relaxed);
+        if planted!(FullDiskAcknowledged) && matches!(result, Err(LogError::DiskFull)) {
+            result = Ok(Durable::attest());
+        }
         let receipt = match result {
             Ok(receipt) => receipt,
-            Err(LogError::DiskFull) if planted!(FullDiskAcknowledged) => Durable::attest(),
             Err(error) => {
                 for (item, section) in items.iter_mut().zip(batch.sections) {
                     item.section = section;
@@ -94,14 +96,14 @@ impl LogWriter {
         Counters::add(&counters.written_entries, entries as u64);
 
         let mut written = Written::default();
-        let first = batch.sections.first().map(|section| section.group);
         for (item, section) in items.drain(..).zip(batch.sections) {
             let (worker, replica, group) = (item.worker, item.replica, section.group);
             if let Some(append) = item.append {
                 let (messages, persisted) = append.persisted(&receipt);
                 for message in messages {
                     let group = if planted!(AckToWrongGroup) {
-                        first.unwrap_or(group)
+                        let mut before = written.persisted.values().flatten();
+                        before.next().map_or(group, |first| first.group)
                     } else {
                         group
                     };
