@@ -36,6 +36,7 @@ shuttle: export RUSTFLAGS := --cfg shuttle
 shuttle: export CARGO_TARGET_DIR := target/shuttle
 shuttle: export CARGO_PROFILE_TEST_OPT_LEVEL := 1
 shuttle:
+	cargo test -p polyraft-multiraft --lib interleavings::$(TEST)
 	cargo test -p polyraft-multiraft --test interleavings $(TEST)
 
 lint:

@@ -43,7 +43,7 @@ pub struct Host {
 
 /// Called at the first fatal error.
 #[derive(Clone)]
-pub(crate) struct OnFatal(Arc<dyn Fn(HostError) + Send + Sync>);
+pub(crate) struct OnFatal(pub(crate) Arc<dyn Fn(HostError) + Send + Sync>);
 
 impl OnFatal {
     pub(crate) fn raise(&self, shared: &Shared, error: HostError) {
