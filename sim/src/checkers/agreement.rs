@@ -106,3 +106,87 @@ impl Property for Agreement {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyraft_core::Index;
+    use polyraft_multiraft::HostStats;
+
+    use super::super::testing::{GROUP, Scene, caught, hard, state, summary};
+    use super::*;
+    use crate::observe::StoreEnd;
+
+    fn store(id: u64, role: RoleName) -> StoreEnd {
+        let mut says = summary(id, role, hard(2, 1, 5));
+        says.basic.applied = Index(5);
+        StoreEnd {
+            store: StoreId(id),
+            replicas: vec![says],
+            stats: HostStats::default(),
+            data: vec![(state(2, 5), 77)],
+            leftovers: Vec::new(),
+        }
+    }
+
+    fn end() -> End {
+        End {
+            stores: vec![
+                store(1, RoleName::Leader),
+                store(2, RoleName::Follower),
+                store(3, RoleName::Follower),
+            ],
+            groups: vec![GROUP],
+            ..End::default()
+        }
+    }
+
+    #[test]
+    fn everybody_agrees() {
+        Scene::of(Agreement).finish(&end()).unwrap();
+    }
+
+    #[test]
+    fn every_disagreement_is_seen() {
+        type Spoil = (&'static str, fn(&mut End));
+        let spoils: [Spoil; 10] = [
+            ("there must be one", |end| {
+                end.stores[0].replicas[0].basic.soft_state.role = RoleName::Follower;
+            }),
+            ("there must be one", |end| {
+                end.stores[2].replicas[0].basic.soft_state.role = RoleName::Leader;
+            }),
+            ("there must be one", |end| end.groups.push(GroupId(99))),
+            ("the leader on store 1 has no data", |end| {
+                end.stores[0].data.clear()
+            }),
+            ("is missing", |end| end.stores[1].data.clear()),
+            ("is missing", |end| end.stores.truncate(2)),
+            ("is replica 9 there", |end| {
+                end.stores[1].replicas[0].replica = polyraft_core::ReplicaId(9);
+            }),
+            ("the leader AppliedState", |end| {
+                end.stores[1].data[0].0.last.index = Index(4);
+            }),
+            ("says applied 4", |end| {
+                end.stores[1].replicas[0].basic.applied = Index(4);
+            }),
+            ("has other contents", |end| end.stores[2].data[0].1 = 78),
+        ];
+        for (words, spoil) in spoils {
+            let mut end = end();
+            spoil(&mut end);
+            caught(&Scene::of(Agreement).finish(&end), words);
+        }
+    }
+
+    #[test]
+    fn nobody_is_out_of_service() {
+        let mut end = end();
+        end.quarantined
+            .push((StoreId(3), GroupId(5), "damaged".to_owned()));
+        caught(
+            &Scene::of(Agreement).finish(&end),
+            "group 5 is out of service: damaged",
+        );
+    }
+}

@@ -169,3 +169,103 @@ impl Property for Budgets {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyraft_core::RoleName;
+    use polyraft_multiraft::env::{Body, GroupMessage};
+
+    use super::super::testing::{GROUP, Scene, append, caught, entry, hard, summary};
+    use super::*;
+    use crate::observe::StoreEnd;
+
+    fn scene() -> Scene {
+        let limits = Limits {
+            proposal_bytes_max: 1_000,
+            inbound_bytes_max: 2_000,
+            message_bytes_max: 60,
+        };
+        Scene::of(Budgets::new(Box::new(move |_| limits)))
+    }
+
+    fn stats(proposal_bytes: u64, inbound_bytes: u64) -> HostStats {
+        HostStats {
+            proposal_bytes,
+            inbound_bytes,
+            ..HostStats::default()
+        }
+    }
+
+    fn publish(scene: &mut Scene, proposals: u64, inbound: u64) -> Result<(), String> {
+        let says = summary(1, RoleName::Follower, hard(1, 0, 2));
+        scene.publish_stats(1, says, &stats(proposals, inbound))
+    }
+
+    #[test]
+    fn budgets_are_kept() {
+        let mut scene = scene();
+        publish(&mut scene, 1_000, 2_000).unwrap();
+        caught(&publish(&mut scene, 1_600, 0), "1600 bytes of proposals");
+        caught(&publish(&mut scene, 0, 2_001), "2001 bytes of messages");
+    }
+
+    #[test]
+    fn one_large_delivery_passes_alone() {
+        let mut scene = scene();
+        let message = GroupMessage {
+            group: GROUP,
+            body: Body::Tombstone {
+                replica: polyraft_core::ReplicaId(1),
+                next_replica: polyraft_core::ReplicaId(2),
+            },
+        };
+        let deliver = |scene: &mut Scene| {
+            scene.see(&Observation::Delivered {
+                from: StoreId(2),
+                to: StoreId(1),
+                message: &message,
+            })
+        };
+        (0..5).for_each(|_| deliver(&mut scene).unwrap());
+        publish(&mut scene, 0, 2_500).unwrap();
+        publish(&mut scene, 0, 0).unwrap();
+        caught(&publish(&mut scene, 0, 2_500), "2500 bytes of messages");
+    }
+
+    #[test]
+    fn messages_are_as_large_as_they_may_be() {
+        let mut scene = scene();
+        let long = "a command of more than sixty bytes, which therefore travels alone";
+        scene
+            .send(1, 2, 2, append((1, 2), &[entry(2, 3, long)]))
+            .unwrap();
+        let two = [entry(2, 3, "12345"), entry(2, 4, "12345")];
+        scene.send(1, 2, 2, append((1, 2), &two)).unwrap();
+        let two = [entry(2, 3, "12345678"), entry(2, 4, "12345")];
+        caught(
+            &scene.send(1, 2, 2, append((1, 2), &two)),
+            "sends 2 entries of 61 bytes",
+        );
+    }
+
+    #[test]
+    fn nothing_is_in_use_at_rest() {
+        let end = |stats| End {
+            stores: vec![StoreEnd {
+                store: StoreId(1),
+                replicas: Vec::new(),
+                stats,
+                data: Vec::new(),
+                leftovers: Vec::new(),
+            }],
+            ..End::default()
+        };
+        let mut scene = scene();
+        scene.finish(&end(stats(0, 0))).unwrap();
+        caught(
+            &scene.finish(&end(stats(1, 0))),
+            "at rest with 1 bytes of proposals",
+        );
+        caught(&scene.finish(&end(stats(0, 1))), "and 1 of messages");
+    }
+}

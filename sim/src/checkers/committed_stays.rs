@@ -264,3 +264,185 @@ impl Property for CommittedStays {
 fn told(group: GroupId, store: StoreId, why: &str) -> String {
     format!("group {group}, store {store}: {why}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        GROUP, Scene, append, caught, destroy_section, entries_section, entry, hard, hard_section,
+        heartbeat, state, summary, turn,
+    };
+    use super::*;
+
+    /// Replica 1 leads in term 2; entries 3 (of the leader), 4 and 5 are on stores 1 and 2.
+    fn scene() -> Scene {
+        let mut scene = Scene::of(CommittedStays::default()).begun();
+        scene.elect(1, 2, 2);
+        scene.replicate(1, &[2], (1, 2), &three());
+        scene
+    }
+
+    fn three() -> [polyraft_core::Entry; 3] {
+        [entry(2, 3, ""), entry(2, 4, "a"), entry(2, 5, "b")]
+    }
+
+    #[test]
+    fn everybody_applies_the_same_and_again_after_a_crash() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three()[..2])).unwrap();
+        scene.apply(1, turn(&three()[2..])).unwrap();
+        scene.apply(2, turn(&three())).unwrap();
+        scene.crash(1, true).unwrap();
+        scene.found_data(1, &[state(2, 4)]).unwrap();
+        scene.apply(1, turn(&three()[2..])).unwrap();
+        scene.restored(3, &state(2, 5)).unwrap();
+    }
+
+    #[test]
+    fn different_entries_applied_are_seen() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three())).unwrap();
+        let other = [entry(2, 3, ""), entry(3, 4, "x"), entry(3, 5, "y")];
+        scene.durable(3, hard_section(3, 3, 2));
+        scene.durable(3, entries_section(&other));
+        caught(&scene.apply(3, turn(&other)), "elsewhere");
+    }
+
+    #[test]
+    fn other_terms_are_seen_even_if_nobody_sees_the_commands() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three()[..1])).unwrap();
+        scene.durable(3, entries_section(&[entry(3, 3, "")]));
+        caught(&scene.apply(3, turn(&[entry(3, 3, "")])), "elsewhere");
+    }
+
+    #[test]
+    fn what_is_not_in_the_log_is_not_applied() {
+        for (wrong, words) in [
+            (
+                vec![entry(2, 3, ""), entry(2, 4, "x")],
+                "not what is in the log",
+            ),
+            (vec![entry(2, 4, "a"), entry(2, 4, "a")], "not in the log"),
+            (vec![entry(2, 4, ""), entry(2, 5, "b")], "is left out"),
+            (vec![entry(2, 6, "c")], "not what is in the log"),
+            (vec![entry(1, 3, "")], "not in the log"),
+        ] {
+            caught(&scene().apply(2, turn(&wrong)), words);
+        }
+    }
+
+    #[test]
+    fn nothing_is_applied_twice() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three())).unwrap();
+        caught(&scene.apply(1, turn(&three())), "applied up to 5 behind 5");
+    }
+
+    #[test]
+    fn what_was_committed_is_applied_after_the_tombstone_too() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three())).unwrap();
+        scene.durable(2, destroy_section(9));
+        caught(
+            &scene.apply(2, turn(&[entry(2, 3, ""), entry(2, 4, "x")])),
+            "not what",
+        );
+        let mut scene = self::scene();
+        scene.durable(2, destroy_section(9));
+        scene.apply(2, turn(&three())).unwrap();
+        scene.restored(3, &state(2, 5)).unwrap();
+    }
+
+    #[test]
+    fn data_that_nobody_made_is_seen() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three())).unwrap();
+        caught(&scene.restored(3, &state(2, 6)), "which nobody applied");
+        caught(
+            &scene.restored(3, &state(3, 5)),
+            "elsewhere that entry is of term 2",
+        );
+        caught(&scene.found_data(3, &[state(2, 9)]), "which nobody applied");
+    }
+
+    #[test]
+    fn what_is_known_to_be_committed_is_not_cut() {
+        let mut scene = scene();
+        scene.durable(2, hard_section(3, 0, 4));
+        // Entry 5 is not known to be.
+        let free = [entries_section(&[entry(3, 5, "z")])];
+        scene.write(2, free.to_vec()).unwrap();
+        let seen = scene.write(2, vec![entries_section(&[entry(3, 4, "z")])]);
+        caught(&seen, "cuts entry 4");
+    }
+
+    #[test]
+    fn what_is_applied_is_not_cut_not_even_for_less_of_the_same() {
+        let mut scene = scene();
+        scene.apply(2, turn(&three())).unwrap();
+        let seen = scene.write(2, vec![entries_section(&three()[..2])]);
+        caught(&seen, "cuts entry 5");
+    }
+
+    #[test]
+    fn the_same_written_again_cuts_nothing() {
+        let mut scene = scene();
+        scene.apply(2, turn(&three())).unwrap();
+        scene.write(2, vec![entries_section(&three())]).unwrap();
+    }
+
+    #[test]
+    fn what_others_committed_is_not_cut_for_a_later_leader() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three())).unwrap();
+        let seen = scene.write(2, vec![entries_section(&[entry(3, 4, "z")])]);
+        caught(&seen, "which was committed, for entries up to term 3");
+    }
+
+    #[test]
+    fn a_log_may_be_cut_below_a_snapshot_that_it_is_still_to_be_reset_to() {
+        let mut scene = scene();
+        scene.durable(
+            3,
+            entries_section(&[entry(1, 3, "junk"), entry(1, 4, "junk")]),
+        );
+        scene.apply(1, turn(&three())).unwrap();
+        scene.restored(3, &state(2, 5)).unwrap();
+        scene
+            .write(3, vec![entries_section(&three()[..1])])
+            .unwrap();
+    }
+
+    #[test]
+    fn a_leader_without_what_was_committed_is_seen() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three())).unwrap();
+        scene.durable(2, hard_section(3, 2, 2));
+        scene.send(2, 1, 3, heartbeat()).unwrap();
+        scene.durable(3, hard_section(4, 3, 2));
+        caught(
+            &scene.send(3, 1, 4, append((1, 2), &[])),
+            "leads in term 4 without",
+        );
+    }
+
+    #[test]
+    fn one_that_is_only_published_is_seen_too() {
+        let mut scene = scene();
+        scene.apply(1, turn(&three()[..1])).unwrap();
+        scene.durable(3, hard_section(4, 3, 2));
+        let says = summary(3, RoleName::Leader, hard(4, 3, 2));
+        caught(&scene.publish(3, says), "leads in term 4 without");
+    }
+
+    #[test]
+    fn a_leader_of_an_old_term_need_not_have_what_later_ones_committed() {
+        let mut scene = scene();
+        scene.durable(3, hard_section(3, 3, 2));
+        scene.durable(2, hard_section(4, 2, 2));
+        scene.apply(1, turn(&three())).unwrap();
+        assert_eq!(scene.books.term(GROUP), Term(4));
+        // Elected long ago, it speaks up now.
+        scene.send(3, 1, 3, heartbeat()).unwrap();
+    }
+}

@@ -98,3 +98,60 @@ impl Property for ElectionSafety {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyraft_core::RoleName;
+
+    use super::super::testing::{Scene, caught, grant, hard, heartbeat, summary};
+    use super::*;
+
+    fn scene() -> Scene {
+        Scene::of(ElectionSafety::default()).begun()
+    }
+
+    #[test]
+    fn leaders_of_different_terms_are_no_harm() {
+        let mut scene = scene();
+        scene.send(1, 2, 2, heartbeat()).unwrap();
+        scene.send(2, 1, 3, heartbeat()).unwrap();
+        // The older one does not know it yet.
+        scene.send(1, 3, 2, heartbeat()).unwrap();
+        scene.send(3, 1, 3, grant()).unwrap();
+        scene.send(3, 1, 3, grant()).unwrap();
+        let says = summary(2, RoleName::Leader, hard(3, 2, 2));
+        scene.publish(2, says).unwrap();
+    }
+
+    #[test]
+    fn two_leaders_of_a_term_are_seen() {
+        let mut scene = scene();
+        scene.send(1, 2, 2, heartbeat()).unwrap();
+        scene.send(2, 1, 3, heartbeat()).unwrap();
+        caught(&scene.send(3, 1, 2, heartbeat()), "two leaders of term 2");
+    }
+
+    #[test]
+    fn one_that_only_says_so_is_seen() {
+        let mut scene = scene();
+        scene.send(1, 2, 2, heartbeat()).unwrap();
+        let says = summary(2, RoleName::Leader, hard(2, 2, 2));
+        caught(&scene.publish(2, says), "two leaders");
+    }
+
+    #[test]
+    fn one_replica_on_two_stores_is_seen() {
+        let mut scene = scene();
+        let says = summary(1, RoleName::Leader, hard(2, 1, 2));
+        scene.publish(1, says).unwrap();
+        caught(&scene.publish(2, says), "two leaders");
+    }
+
+    #[test]
+    fn two_votes_in_a_term_are_seen_over_crashes() {
+        let mut scene = scene();
+        scene.send(3, 1, 2, grant()).unwrap();
+        scene.crash(3, true).unwrap();
+        caught(&scene.send(3, 2, 2, grant()), "has voted for 1 and for 2");
+    }
+}

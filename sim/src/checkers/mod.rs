@@ -14,6 +14,8 @@ mod promises;
 mod ranges_disjoint;
 mod recovery;
 mod replica_identity;
+#[cfg(test)]
+mod testing;
 mod truncation;
 
 use self::books::Books;
@@ -122,5 +124,71 @@ impl Checker for Panel {
 
     fn finish(&mut self, end: &End) -> Result<(), String> {
         self.ask(|property, _| property.finish(end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::testing::{
+        Scene, acknowledge, append, caught, entry, grant, hard_section, state, truncate_section,
+        turn,
+    };
+    use super::*;
+
+    #[test]
+    fn names_are_as_the_canary_table_shows_them() {
+        let names = names();
+        let different: BTreeSet<_> = names.iter().collect();
+        assert_eq!(different.len(), names.len());
+        let fits = |name: &&str| name.bytes().all(|b| b == b'-' || b.is_ascii_lowercase());
+        assert!(names.iter().all(fits), "{names:?}");
+    }
+
+    /// Two leaders, a crash, a snapshot and a truncation, as they should be.
+    #[test]
+    fn nobody_minds_a_good_run() {
+        let mut scene = Scene::of_all().begun();
+        scene.elect(1, 2, 2);
+        let entries = [entry(2, 3, ""), entry(2, 4, "a"), entry(2, 5, "b")];
+        scene.replicate(1, &[2], (1, 2), &entries);
+        scene.apply(1, turn(&entries)).unwrap();
+        scene.apply(2, turn(&entries[..2])).unwrap();
+        scene.durable(2, hard_section(3, 2, 5));
+        scene.durable(3, hard_section(3, 2, 2));
+        scene.send(3, 2, 3, grant()).unwrap();
+        scene.send(2, 3, 3, append((2, 5), &[])).unwrap();
+        scene.flushed(2).unwrap();
+        scene.write(2, vec![truncate_section(2, 4)]).unwrap();
+        scene.restored(3, &state(2, 4)).unwrap();
+        let mut reset = hard_section(3, 2, 4);
+        reset.reset = Some(polyraft_core::EntryId::new(2, 4));
+        scene.durable(3, reset);
+        scene.send(3, 2, 3, acknowledge(4)).unwrap();
+        scene.replicate(2, &[3], (2, 4), &[entry(2, 5, "b"), entry(3, 6, "")]);
+        scene
+            .apply(3, turn(&[entry(2, 5, "b"), entry(3, 6, "")]))
+            .unwrap();
+    }
+
+    /// Who is broken gives the panel its name.
+    #[test]
+    fn a_violation_goes_by_the_name_of_its_property() {
+        let observer = crate::observe::Observer::new(all());
+        let mut scene = Scene::of_all().begun();
+        scene.elect(1, 2, 2);
+        caught(&scene.send(2, 1, 3, acknowledge(9)), "durable is");
+        let batch = polyraft_multiraft::env::LogBatch {
+            sync: true,
+            sections: vec![hard_section(2, 1, 2)],
+        };
+        observer.see(&Observation::Written {
+            store: polyraft_multiraft::StoreId(1),
+            batch: &batch,
+        });
+        let violation = observer.violation().unwrap();
+        assert_eq!(violation.checker, "recovery");
+        assert!(violation.what.contains("written without a replica"));
     }
 }

@@ -153,3 +153,132 @@ impl Property for Monotone {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyraft_core::{EntryId, RoleName};
+    use polyraft_multiraft::env::LogSection;
+
+    use super::super::testing::{
+        Scene, caught, entries_section, entry, hard, hard_section, section, state, summary,
+        truncate_section, turn,
+    };
+    use super::*;
+
+    fn scene() -> Scene {
+        let mut scene = Scene::of(Monotone::default()).begun();
+        scene.elect(1, 2, 2);
+        scene.replicate(1, &[2], (1, 2), &[entry(2, 3, "a"), entry(2, 4, "b")]);
+        scene
+    }
+
+    fn says(hard_state: HardState, applied: u64) -> ReplicaSummary {
+        let mut summary = summary(2, RoleName::Follower, hard_state);
+        summary.basic.applied = Index(applied);
+        summary
+    }
+
+    #[test]
+    fn forward_is_no_harm() {
+        let mut scene = scene();
+        scene.durable(2, hard_section(2, 1, 3));
+        scene.durable(2, hard_section(3, 0, 3));
+        scene.durable(2, hard_section(3, 3, 4));
+        scene.publish(2, says(hard(3, 3, 4), 2)).unwrap();
+        scene.publish(2, says(hard(4, 0, 4), 2)).unwrap();
+        scene.durable(2, truncate_section(2, 3));
+    }
+
+    #[test]
+    fn every_way_back_is_seen_as_written() {
+        for (old, new, words) in [
+            (hard(3, 1, 3), hard(2, 1, 3), "the term goes back"),
+            (hard(3, 1, 3), hard(3, 2, 3), "the vote goes back"),
+            (hard(3, 1, 3), hard(3, 0, 3), "the vote goes back"),
+            (hard(3, 1, 3), hard(4, 2, 2), "the commit index goes back"),
+        ] {
+            let with = |hard_state| LogSection {
+                hard_state: Some(hard_state),
+                ..section()
+            };
+            let mut scene = scene();
+            scene.durable(2, with(old));
+            caught(&scene.write(2, vec![with(new)]), words);
+        }
+    }
+
+    #[test]
+    fn a_begin_that_goes_back_is_seen() {
+        let mut scene = scene();
+        scene.durable(2, truncate_section(2, 4));
+        caught(
+            &scene.write(2, vec![truncate_section(2, 3)]),
+            "begin goes back",
+        );
+        let mut reset = section();
+        reset.reset = Some(EntryId::new(1, 2));
+        caught(&scene.write(2, vec![reset]), "begin goes back");
+    }
+
+    #[test]
+    fn every_way_back_is_seen_as_published() {
+        let before = says(hard(5, 1, 4), 2);
+        for (now, words) in [
+            (says(hard(4, 1, 4), 2), "the term goes back"),
+            (says(hard(5, 2, 4), 2), "the vote goes back"),
+            (says(hard(6, 2, 3), 2), "the commit index goes back"),
+            (says(hard(5, 1, 4), 1), "applied goes back from 2 to 1"),
+        ] {
+            let mut scene = scene();
+            scene.publish(2, before).unwrap();
+            caught(&scene.publish(2, now), words);
+        }
+    }
+
+    #[test]
+    fn nobody_is_behind_what_was_written_nor_ahead_of_what_is_applied() {
+        let mut scene = scene();
+        scene.durable(2, hard_section(3, 3, 4));
+        caught(
+            &scene.publish(2, says(hard(2, 1, 4), 2)),
+            "is behind what was written",
+        );
+        caught(
+            &scene.publish(2, says(hard(3, 3, 4), 3)),
+            "says that 3 is applied, and 2 is",
+        );
+        scene.apply(2, turn(&[entry(2, 3, "a")])).unwrap();
+        scene.publish(2, says(hard(3, 3, 4), 3)).unwrap();
+    }
+
+    #[test]
+    fn a_restart_may_fall_back_to_what_is_durable_and_no_further() {
+        let mut scene = scene();
+        scene.durable(2, hard_section(3, 3, 3));
+        scene.publish(2, says(hard(3, 3, 4), 2)).unwrap();
+        let starting = |scene: &mut Scene| {
+            let store = StoreId(2);
+            let incarnation = 2;
+            scene.see(&Observation::Starting { store, incarnation })
+        };
+        starting(&mut scene).unwrap();
+        scene.publish(2, says(hard(3, 3, 3), 2)).unwrap();
+        starting(&mut scene).unwrap();
+        caught(
+            &scene.publish(2, says(hard(3, 3, 2), 2)),
+            "is behind what was written",
+        );
+    }
+
+    #[test]
+    fn a_snapshot_never_takes_back_what_is_applied() {
+        let mut scene = scene();
+        scene.apply(2, turn(&[entry(2, 3, "a")])).unwrap();
+        scene.durable(2, entries_section(&[entry(2, 5, "c")]));
+        caught(
+            &scene.restored(2, &state(2, 3)),
+            "restored to 3, applied was 3",
+        );
+        scene.restored(3, &state(2, 4)).unwrap();
+    }
+}

@@ -103,3 +103,124 @@ impl Property for NoCrossing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyraft_core::Message;
+
+    use super::super::testing::{
+        GROUP, Scene, append, caught, create_section, entries_section, entry, grant, hard_section,
+        heartbeat, state, turn,
+    };
+    use super::*;
+
+    fn scene() -> Scene {
+        let mut scene = Scene::of(NoCrossing::default()).begun();
+        scene.elect(1, 2, 2);
+        scene.replicate(1, &[2], (1, 2), &[entry(2, 3, "a")]);
+        scene
+    }
+
+    fn message(from: u64, to: u64, payload: Payload) -> Body {
+        Body::Raft(Message {
+            from: ReplicaId(from),
+            to: ReplicaId(to),
+            term: polyraft_core::Term(2),
+            payload,
+        })
+    }
+
+    #[test]
+    fn messages_between_homes_are_no_harm() {
+        let mut scene = scene();
+        scene.send(3, 2, 2, grant()).unwrap();
+        scene.send(1, 3, 2, append((2, 3), &[])).unwrap();
+        // In the name of replica 3, by way of store 2.
+        scene
+            .post(2, 1, message(3, 1, Payload::TransferLeader))
+            .unwrap();
+        let gone = Body::Tombstone {
+            replica: ReplicaId(3),
+            next_replica: ReplicaId(9),
+        };
+        scene.post(1, 3, gone).unwrap();
+    }
+
+    #[test]
+    fn a_sender_from_elsewhere_is_seen() {
+        let seen = scene().post(2, 1, message(3, 1, heartbeat()));
+        caught(&seen, "replica 3 lives on store 3, and store 2");
+    }
+
+    #[test]
+    fn a_target_elsewhere_is_seen() {
+        let seen = scene().post(1, 2, message(1, 3, heartbeat()));
+        caught(&seen, "replica 3 lives on store 3, and store 2");
+        let gone = Body::Tombstone {
+            replica: ReplicaId(3),
+            next_replica: ReplicaId(9),
+        };
+        caught(&scene().post(1, 2, gone), "replica 3 lives on store 3");
+    }
+
+    #[test]
+    fn a_replica_that_begins_elsewhere_is_seen() {
+        let mut scene = Scene::of(NoCrossing::default());
+        scene.send(1, 2, 2, heartbeat()).unwrap();
+        caught(
+            &scene.write(3, vec![create_section(2)]),
+            "lives on store 2, and store 3",
+        );
+    }
+
+    #[test]
+    fn entries_of_nobody_are_seen() {
+        let mut scene = scene();
+        // A leader makes entries without sending them first.
+        scene.durable(1, entries_section(&[entry(2, 4, "b")]));
+        let seen = scene.write(2, vec![entries_section(&[entry(2, 4, "b")])]);
+        assert_eq!(seen, Ok(()), "what the leader wrote may come from it");
+        let seen = scene.write(2, vec![entries_section(&[entry(2, 5, "of another group")])]);
+        caught(
+            &seen,
+            "store 2 has written entry 5 of term 2, which nobody has ever sent",
+        );
+    }
+
+    #[test]
+    fn a_leader_that_is_none_any_more_may_have_made_entries() {
+        let mut scene = scene();
+        let mut section = hard_section(3, 0, 2);
+        section.entries = vec![entry(2, 4, "b")];
+        scene.write(1, vec![section]).unwrap();
+    }
+
+    #[test]
+    fn a_descriptor_of_another_group_or_with_members_elsewhere_is_seen() {
+        let with = |change: &dyn Fn(&mut polyraft_multiraft::GroupDescriptor)| {
+            let mut item = turn(&[entry(2, 3, "a")]);
+            let mut descriptor = (*item.state.descriptor).clone();
+            change(&mut descriptor);
+            item.state.descriptor = descriptor.into();
+            item.membership_changed = true;
+            item
+        };
+        let mut scene = scene();
+        scene.apply(1, with(&|_| {})).unwrap();
+        let other = with(&|descriptor| descriptor.group = GroupId(GROUP.0 + 1));
+        caught(&scene.apply(2, other), "was given the descriptor of");
+        let moved = with(&|descriptor| descriptor.members[2].store = StoreId(1));
+        caught(
+            &scene.apply(2, moved),
+            "replica 3 lives on store 3, and store 1",
+        );
+        let mut elsewhere = state(2, 3);
+        let mut descriptor = (*elsewhere.descriptor).clone();
+        descriptor.members[0].store = StoreId(4);
+        elsewhere.descriptor = descriptor.into();
+        caught(
+            &scene.restored(3, &elsewhere),
+            "replica 1 lives on store 1, and store 4",
+        );
+    }
+}

@@ -102,3 +102,78 @@ impl Property for NothingLeftBehind {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{GROUP, Scene, caught, destroy_section, entry, state, turn};
+    use super::*;
+    use crate::observe::StoreEnd;
+
+    fn scene() -> Scene {
+        let mut scene = Scene::of(NothingLeftBehind::default()).begun();
+        scene.elect(1, 2, 2);
+        scene.replicate(1, &[2], (1, 2), &[entry(2, 3, "a")]);
+        scene
+    }
+
+    #[test]
+    fn the_living_may_be_written_to_and_the_dying() {
+        let mut scene = scene();
+        scene.apply(1, turn(&[entry(2, 3, "a")])).unwrap();
+        scene.durable(2, destroy_section(3));
+        scene.apply(2, turn(&[entry(2, 3, "a")])).unwrap();
+        scene.restored(2, &state(2, 3)).unwrap();
+        scene.destroyed(2).unwrap();
+    }
+
+    #[test]
+    fn the_dead_are_not_written_to() {
+        let mut scene = scene();
+        scene.durable(2, destroy_section(3));
+        scene.destroyed(2).unwrap();
+        caught(
+            &scene.apply(2, turn(&[entry(2, 3, "a")])),
+            "which has no data",
+        );
+        caught(&scene.restored(2, &state(2, 3)), "those below 3 are gone");
+        caught(&scene.created(2, &state(1, 2)), "those below 3 are gone");
+    }
+
+    fn end(leftovers: Vec<String>, groups: Vec<GroupId>) -> End {
+        let store = StoreEnd {
+            store: StoreId(1),
+            replicas: Vec::new(),
+            stats: polyraft_multiraft::HostStats::default(),
+            data: vec![(state(2, 3), 0)],
+            leftovers,
+        };
+        End {
+            stores: vec![store],
+            groups,
+            ..End::default()
+        }
+    }
+
+    #[test]
+    fn what_is_left_in_the_end_is_seen() {
+        let mut scene = scene();
+        scene.finish(&end(Vec::new(), vec![GROUP])).unwrap();
+        let left = end(vec!["data b\"x\"".to_owned()], vec![GROUP]);
+        caught(&scene.finish(&left), "1 keys belong to nobody");
+    }
+
+    #[test]
+    fn a_destroyed_group_that_is_still_there_is_seen() {
+        let mut scene = scene();
+        let unwanted = Observation::Group {
+            group: GROUP,
+            wanted: false,
+        };
+        scene.see(&unwanted).unwrap();
+        caught(
+            &scene.finish(&end(Vec::new(), Vec::new())),
+            "which was destroyed",
+        );
+        scene.finish(&end(Vec::new(), vec![GROUP])).unwrap();
+    }
+}

@@ -190,3 +190,180 @@ impl Property for Promises {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyraft_core::RejectHint;
+
+    use super::super::testing::{
+        GROUP, Scene, acknowledge, append, caught, create_section, destroy_section,
+        entries_section, entry, grant, hard_section, heartbeat, section, state,
+    };
+    use super::*;
+
+    fn scene() -> Scene {
+        let mut scene = Scene::of(Promises::default()).begun();
+        scene.elect(1, 2, 2);
+        scene.replicate(1, &[2], (1, 2), &[entry(2, 3, "a")]);
+        scene
+    }
+
+    const fn refusal(pre: bool) -> Payload {
+        Payload::VoteResponse {
+            pre,
+            reject: true,
+            committed: EntryId::new(0, 0),
+        }
+    }
+
+    #[test]
+    fn what_is_durable_may_be_promised_again() {
+        let mut scene = scene();
+        scene.send(2, 1, 2, acknowledge(3)).unwrap();
+        scene.send(2, 1, 2, acknowledge(2)).unwrap();
+        scene.send(2, 1, 2, grant()).unwrap();
+        scene.send(2, 3, 2, refusal(false)).unwrap();
+        // A trial says nothing of the disk if it is granted.
+        let trial = Payload::VoteResponse {
+            pre: true,
+            reject: false,
+            committed: EntryId::default(),
+        };
+        scene.send(2, 3, 9, trial).unwrap();
+        assert_eq!(scene.books.term(GROUP), Term(2));
+    }
+
+    #[test]
+    fn an_acknowledgement_ahead_of_the_sync_is_seen() {
+        let mut scene = scene();
+        let entries = [entry(2, 3, "a")];
+        scene.write(3, vec![entries_section(&entries)]).unwrap();
+        caught(
+            &scene.send(3, 1, 2, acknowledge(3)),
+            "durable is its log up to 2",
+        );
+        scene.sync(3).unwrap();
+        scene.send(3, 1, 2, acknowledge(3)).unwrap();
+    }
+
+    #[test]
+    fn an_acknowledgement_of_what_the_leader_does_not_have_is_seen() {
+        let mut scene = scene();
+        scene.durable(3, hard_section(2, 1, 2));
+        scene.durable(3, entries_section(&[entry(1, 3, "old")]));
+        caught(
+            &scene.send(3, 1, 2, acknowledge(3)),
+            "the leader has one of term 2",
+        );
+    }
+
+    #[test]
+    fn a_vote_that_is_not_durable_is_seen() {
+        let mut scene = scene();
+        scene.write(2, vec![hard_section(3, 3, 2)]).unwrap();
+        caught(
+            &scene.send(2, 3, 3, grant()),
+            "durable is term 2, vote for 1",
+        );
+        scene.sync(2).unwrap();
+        scene.send(2, 3, 3, grant()).unwrap();
+        caught(&scene.send(2, 1, 3, grant()), "takes its vote for 1");
+    }
+
+    #[test]
+    fn a_vote_lost_in_a_crash_is_not_there_any_more() {
+        let mut scene = scene();
+        scene.write(2, vec![hard_section(3, 3, 2)]).unwrap();
+        scene.crash(2, false).unwrap();
+        scene.send(2, 3, 3, grant()).unwrap();
+        scene.write(1, vec![hard_section(3, 3, 2)]).unwrap();
+        scene.crash(1, true).unwrap();
+        caught(&scene.send(1, 3, 3, grant()), "durable is term 2");
+    }
+
+    #[test]
+    fn a_term_that_is_not_durable_is_seen_in_every_answer() {
+        let mut scene = scene();
+        let reject = Some(RejectHint::default());
+        let index = Index(9);
+        for answer in [
+            Payload::AppendResponse { index, reject },
+            acknowledge(0),
+            refusal(false),
+            refusal(true),
+        ] {
+            caught(&scene.send(2, 3, 3, answer), "in term 3, durable is term 2");
+        }
+    }
+
+    #[test]
+    fn a_leader_without_its_own_vote_is_seen() {
+        let mut scene = scene();
+        caught(&scene.send(3, 1, 3, heartbeat()), "durable is term 2");
+        scene.durable(3, hard_section(3, 1, 2));
+        let seen = scene.send(3, 1, 3, append((2, 3), &[]));
+        caught(&seen, "takes its vote for 3");
+        scene.durable(1, hard_section(4, 1, 2));
+        scene.send(1, 3, 4, heartbeat()).unwrap();
+    }
+
+    #[test]
+    fn what_was_promised_before_a_later_term_may_leave_late() {
+        let mut scene = scene();
+        // One record: the entry of term 2 is written and cut again.
+        let sections = vec![
+            entries_section(&[entry(2, 4, "b"), entry(2, 5, "c")]),
+            hard_section(3, 3, 2),
+            entries_section(&[entry(3, 4, "d")]),
+        ];
+        scene.write(2, sections).unwrap();
+        scene.sync(2).unwrap();
+        scene.send(2, 1, 2, acknowledge(5)).unwrap();
+        scene.send(2, 3, 3, acknowledge(4)).unwrap();
+        caught(&scene.send(2, 3, 3, acknowledge(5)), "up to 4");
+    }
+
+    #[test]
+    fn the_dead_have_kept_their_promises() {
+        let mut scene = scene();
+        scene.durable(2, destroy_section(9));
+        scene.send(2, 1, 2, acknowledge(3)).unwrap();
+        caught(&scene.send(2, 1, 2, acknowledge(4)), "up to 3");
+    }
+
+    #[test]
+    fn a_replica_that_has_not_begun_promises_nothing() {
+        let mut scene = Scene::of(Promises::default());
+        scene.write(2, vec![create_section(2)]).unwrap();
+        caught(
+            &scene.send(2, 1, 0, refusal(false)),
+            "its beginning is not durable",
+        );
+        scene.sync(2).unwrap();
+        scene.send(2, 1, 0, refusal(false)).unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_is_acknowledged_when_the_log_begins_behind_it() {
+        let mut scene = scene();
+        scene.restored(3, &state(2, 3)).unwrap();
+        caught(&scene.send(3, 1, 2, acknowledge(3)), "up to 2");
+        let mut reset = section();
+        reset.reset = Some(EntryId::new(2, 3));
+        scene.durable(3, reset);
+        scene.send(3, 1, 2, acknowledge(3)).unwrap();
+    }
+
+    #[test]
+    fn claims_of_a_leader_are_runs_of_terms() {
+        let mut claims = Claims::default();
+        for (term, index) in [(1, 5), (1, 6), (2, 7), (2, 9), (2, 8), (1, 4)] {
+            claims.note(EntryId::new(term, index));
+        }
+        let known: Vec<_> = (3..=10)
+            .map(|at| claims.term_at(Index(at)).map(|t| t.0))
+            .collect();
+        let (one, two) = (Some(1), Some(2));
+        assert_eq!(known, [None, one, one, one, two, two, two, None]);
+    }
+}

@@ -49,3 +49,58 @@ impl Property for RangesDisjoint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use polyraft_multiraft::{AppliedState, GroupId, KeyRange};
+
+    use super::super::testing::{Scene, caught, state};
+    use super::*;
+
+    fn with_range(group: u64, start: &'static str, end: Option<&'static str>) -> AppliedState {
+        let mut state = state(1, 2);
+        let mut descriptor = (*state.descriptor).clone();
+        descriptor.group = GroupId(group);
+        descriptor.range = Some(KeyRange {
+            start: Bytes::from_static(start.as_bytes()),
+            end: end.map(|end| Bytes::from_static(end.as_bytes())),
+        });
+        state.descriptor = descriptor.into();
+        state
+    }
+
+    fn scene() -> Scene {
+        let mut scene = Scene::of(RangesDisjoint);
+        scene.created(1, &with_range(1, "b", Some("d"))).unwrap();
+        scene
+    }
+
+    #[test]
+    fn neighbours_and_other_stores_are_no_harm() {
+        let mut scene = scene();
+        scene.created(1, &with_range(2, "", Some("b"))).unwrap();
+        scene.restored(1, &with_range(3, "d", None)).unwrap();
+        scene.restored(1, &with_range(1, "b", Some("d"))).unwrap();
+        scene.created(2, &with_range(4, "", None)).unwrap();
+    }
+
+    #[test]
+    fn overlaps_are_seen_however_they_come() {
+        for overlapping in [with_range(2, "c", None), with_range(2, "", None)] {
+            caught(&scene().created(1, &overlapping), "group 2 with");
+            caught(&scene().restored(1, &overlapping), "lies over group 1");
+            let both = [overlapping, with_range(1, "b", Some("d"))];
+            caught(&scene().found_data(1, &both), "lies over");
+        }
+    }
+
+    #[test]
+    fn a_range_is_free_when_its_data_is_gone() {
+        let mut scene = scene();
+        scene
+            .destroyed_group(1, &with_range(1, "b", Some("d")))
+            .unwrap();
+        scene.created(1, &with_range(2, "c", None)).unwrap();
+    }
+}

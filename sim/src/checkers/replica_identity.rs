@@ -66,3 +66,102 @@ impl Property for ReplicaIdentity {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Scene, caught, create_section, destroy_section};
+    use super::*;
+
+    fn scene() -> Scene {
+        Scene::of(ReplicaIdentity).begun()
+    }
+
+    #[test]
+    fn a_newer_replica_follows_an_older_one() {
+        let mut scene = scene();
+        scene.durable(2, destroy_section(5));
+        scene.durable(2, create_section(5));
+        scene
+            .write(2, vec![destroy_section(8), create_section(9)])
+            .unwrap();
+        scene.write(2, vec![destroy_section(u64::MAX)]).unwrap();
+    }
+
+    #[test]
+    fn nobody_comes_back_from_below_the_tombstone() {
+        let mut scene = scene();
+        scene.durable(2, destroy_section(5));
+        caught(
+            &scene.write(2, vec![create_section(2)]),
+            "below the tombstone at 5",
+        );
+        let mut scene = self::scene();
+        scene.durable(2, destroy_section(u64::MAX));
+        caught(
+            &scene.write(2, vec![create_section(6)]),
+            "below the tombstone",
+        );
+        let mut scene = self::scene();
+        scene.durable(2, destroy_section(5));
+        scene.durable(2, create_section(6));
+        caught(
+            &scene.write(2, vec![destroy_section(7), create_section(5)]),
+            "below",
+        );
+    }
+
+    #[test]
+    fn tombstones_survive_restarts_even_if_the_disk_does_not_say_so() {
+        let mut scene = scene();
+        scene.durable(2, destroy_section(5));
+        scene.crash(2, true).unwrap();
+        caught(
+            &scene.write(2, vec![create_section(4)]),
+            "below the tombstone",
+        );
+    }
+
+    #[test]
+    fn one_id_lives_on_one_store() {
+        let mut scene = scene();
+        scene.durable(2, destroy_section(3));
+        caught(
+            &scene.write(2, vec![create_section(3)]),
+            "created on store 3 before",
+        );
+    }
+
+    #[test]
+    fn two_replicas_of_a_group_on_a_store_are_seen() {
+        caught(
+            &scene().write(2, vec![create_section(5)]),
+            "begins beside replica 2",
+        );
+    }
+
+    #[test]
+    fn a_tombstone_that_tells_less_is_seen() {
+        caught(
+            &scene().write(2, vec![destroy_section(2)]),
+            "must not be below 3",
+        );
+        let mut scene = scene();
+        scene.durable(2, destroy_section(9));
+        caught(
+            &scene.write(2, vec![destroy_section(8)]),
+            "must not be below 9",
+        );
+        scene.write(2, vec![destroy_section(9)]).unwrap();
+    }
+
+    #[test]
+    fn what_a_power_cut_undid_may_be_done_again() {
+        let mut scene = Scene::of(ReplicaIdentity);
+        scene.write(2, vec![create_section(2)]).unwrap();
+        scene.crash(2, true).unwrap();
+        scene
+            .found_log(2, &polyraft_multiraft::env::Recovered::default())
+            .unwrap();
+        scene.write(2, vec![create_section(2)]).unwrap();
+    }
+}

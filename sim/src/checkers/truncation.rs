@@ -98,3 +98,91 @@ impl Property for Truncation {
         result.map_err(|(group, why)| format!("store {store}, group {group}: {why}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyraft_core::{HardState, Index, ReplicaId, Term};
+    use polyraft_multiraft::env::RecoveredGroup;
+
+    use super::super::testing::{
+        GROUP, Scene, caught, entry, hard, hard_section, section, state, truncate_section, turn,
+    };
+    use super::*;
+
+    fn scene() -> Scene {
+        let mut scene = Scene::of(Truncation).begun();
+        scene.elect(1, 2, 2);
+        scene.replicate(1, &[2], (1, 2), &[entry(2, 3, "a"), entry(2, 4, "b")]);
+        scene
+            .apply(1, turn(&[entry(2, 3, "a"), entry(2, 4, "b")]))
+            .unwrap();
+        scene
+    }
+
+    #[test]
+    fn truncation_follows_the_flush() {
+        let mut scene = scene();
+        caught(
+            &scene.write(1, vec![truncate_section(2, 3)]),
+            "certain up to",
+        );
+        let mut scene = self::scene();
+        scene.flushed(1).unwrap();
+        scene.write(1, vec![truncate_section(2, 3)]).unwrap();
+        scene.write(1, vec![truncate_section(2, 4)]).unwrap();
+    }
+
+    #[test]
+    fn a_log_is_reset_to_data_that_is_there() {
+        let reset = || {
+            let mut section = section();
+            section.reset = Some(EntryId::new(2, 4));
+            vec![section]
+        };
+        let mut scene = scene();
+        caught(&scene.write(3, reset()), "the log begins behind");
+        let mut scene = self::scene();
+        scene.restored(3, &state(2, 4)).unwrap();
+        scene.write(3, reset()).unwrap();
+    }
+
+    #[test]
+    fn a_commit_index_beyond_the_log_is_seen() {
+        let mut scene = scene();
+        scene.write(2, vec![hard_section(2, 1, 4)]).unwrap();
+        caught(
+            &scene.write(2, vec![hard_section(2, 1, 5)]),
+            "commit 5 is written",
+        );
+    }
+
+    fn found(truncated: u64, hard_state: HardState) -> Recovered {
+        let group = RecoveredGroup {
+            group: GROUP,
+            replica: ReplicaId(1),
+            hard_state,
+            truncated: EntryId::new(2, truncated),
+            last: EntryId::new(2, 4),
+            terms: vec![(Term(2), Index(truncated + 1))],
+        };
+        Recovered {
+            groups: vec![group],
+            tombstones: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_start_finds_data_that_the_log_goes_on_from() {
+        let mut scene = scene();
+        scene.flushed(1).unwrap();
+        scene.write(1, vec![truncate_section(2, 3)]).unwrap();
+        scene.crash(1, false).unwrap();
+        scene.found_log(1, &found(3, hard(2, 1, 2))).unwrap();
+        caught(&scene.found_data(1, &[state(1, 2)]), "certain up to");
+        scene.found_data(1, &[state(2, 3)]).unwrap();
+        caught(
+            &scene.found_log(1, &found(3, hard(2, 1, 5))),
+            "commit 5, the log ends at 4",
+        );
+    }
+}
