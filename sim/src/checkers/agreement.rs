@@ -1,5 +1,5 @@
-//! When faults are over and everything has come to rest, every group that is wanted has one leader, its members are
-//! all there, have applied the same, and hold the same; nobody is out of service.
+//! When faults are over and everything has come to rest, every group that is wanted has one leader, its
+//! members are all there, have applied the same, and hold the same; nobody is out of service.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
-//! Bytes of proposals and of messages that wait stay within what a store is configured to, and when everything has
-//! come to rest none are left.
+//! Bytes of proposals and of messages that wait stay within what a store is configured to, and when
+//! everything has come to rest none are left.
 //!
-//! What is larger than a whole budget passes while nothing else is in use. A proposal cannot be: its size is limited
-//! before. A batch of messages can, so what was delivered at once last may be above.
+//! What is larger than a whole budget passes while nothing else is in use. A proposal cannot be: its size
+//! is limited before. A batch of messages can, so what was delivered at once last may be above.
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,13 @@
 //! What is committed once stays: state machine safety and leader completeness (thesis sections 3.6.3, 3.6.4).
 //!
-//! * What any store applies at an index of a group every store applies there, once, in order, without a gap, and
-//!   as it stands in its log.
+//! * What any store applies at an index of a group every store applies there, once, in order, without a
+//!   gap, and as it stands in its log.
 //! * A replica never cuts from its log what it knows to be committed.
 //! * Whoever leads in a term has everything that was committed in earlier ones.
 //!
-//! In which term an entry was committed is not seen. Whoever committed it had a durable vote of that term, so it
-//! was at most the highest term that anybody had written when the entry was applied first: only terms above
-//! that bound are judged.
+//! In which term an entry was committed is not seen. Whoever committed it had a durable vote of that term,
+//! so it was at most the highest term that anybody had written when the entry was applied first: only terms
+//! above that bound are judged.
 
 use polyraft_core::{EntryId, EntryKind, Index, ReplicaId, RoleName, Term};
 use polyraft_multiraft::env::ApplyItem;
@@ -64,8 +64,8 @@ impl Chosen {
         Ok(())
     }
 
-    /// The last entry that was certainly committed in a term before `term`. Bounds grow with indexes, since each
-    /// is the highest term of its time.
+    /// The last entry that was certainly committed in a term before `term`. Bounds grow with indexes, since
+    /// each is the highest term of its time.
     fn last_before(&self, term: Term) -> Option<EntryId> {
         let before = |entry: &Option<Applied>| entry.is_none_or(|entry| entry.bound < term);
         let end = self.entries.partition_point(before);
@@ -159,8 +159,8 @@ impl CommittedStays {
                 continue;
             }
             let chosen = chosen.and_then(|chosen| chosen.get(*index));
-            // Data of a snapshot is in place before the log is reset to it: until then the log may lack what is
-            // applied, and be cut.
+            // Data of a snapshot is in place before the log is reset to it: until then the log may lack
+            // what is applied, and be cut.
             let other = chosen.is_some_and(|chosen| chosen.slot != *old);
             if *index <= commit || (*index <= applied && !other) {
                 return Err(format!(
@@ -200,7 +200,8 @@ impl CommittedStays {
             return Ok(());
         }
         Err(format!(
-            "replica {replica} leads in term {term} without {last:?}, which was committed before; its log: {:?}",
+            "replica {replica} leads in term {term} without {last:?}, which was committed before; \
+             its log: {:?}",
             log.brief()
         ))
     }

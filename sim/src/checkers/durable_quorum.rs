@@ -1,10 +1,10 @@
 //! What is applied for the first time anywhere is durable at a quorum of voters, of both halves if the
 //! configuration is joint.
 //!
-//! A change of membership counts from when it is applied, and the leader that commits an entry may have applied
-//! less than the replica that applies it first. So a configuration is accepted until everybody has certainly
-//! applied the one after it, and then for entries that had been seen before that. What a voter that is dead by
-//! now has had counts, since its acknowledgement did.
+//! A change of membership counts from when it is applied, and the leader that commits an entry may have
+//! applied less than the replica that applies it first. So a configuration is accepted until everybody has
+//! certainly applied the one after it, and then for entries that had been seen before that. What a voter
+//! that is dead by now has had counts, since its acknowledgement did.
 
 use std::sync::Arc;
 

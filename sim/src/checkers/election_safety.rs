@@ -43,7 +43,8 @@ impl ElectionSafety {
             return Ok(());
         }
         Err(format!(
-            "group {group} has two leaders of term {term}: replica {} on store {}, and replica {} on store {}",
+            "group {group} has two leaders of term {term}: replica {} on store {}, \
+             and replica {} on store {}",
             leader.0, leader.1, who.0, who.1
         ))
     }

@@ -1,5 +1,5 @@
-//! Index and term of an entry determine its content and the term of the entry before it, and so everything before
-//! it (thesis section 3.5), over all stores and messages.
+//! Index and term of an entry determine its content and the term of the entry before it, and so everything
+//! before it (thesis section 3.5), over all stores and messages.
 
 use super::Property;
 use super::books::Books;

@@ -1,7 +1,7 @@
 //! What only grows: term, vote within a term, commit, applied and truncated index, of each replica.
 //!
-//! As written, as published, and over restarts: a restart may fall back to what is durable, and from there on it
-//! only grows again. What is published is never behind what was written.
+//! As written, as published, and over restarts: a restart may fall back to what is durable, and from there
+//! on it only grows again. What is published is never behind what was written.
 
 use polyraft_core::{HardState, Index, ReplicaId};
 use polyraft_multiraft::{GroupMap, ReplicaSummary, StoreId};

@@ -1,7 +1,7 @@
 //! Nothing crosses from one group, replica or store into another.
 //!
-//! * A message names as its sender a replica that lives on the store it comes from, and goes to the store on which
-//!   the replica lives that it is for.
+//! * A message names as its sender a replica that lives on the store it comes from, and goes to the store
+//!   on which the replica lives that it is for.
 //! * What a replica writes to its log it was sent in its group, or made as the leader of the entry's term.
 //! * Data and changes of membership of a group name that group.
 

@@ -1,5 +1,5 @@
-//! After the data of a replica is destroyed nothing is applied to it or restored for it, and in the end nothing of
-//! it is on the disk; nor is anything of a group that was destroyed everywhere.
+//! After the data of a replica is destroyed nothing is applied to it or restored for it, and in the end
+//! nothing of it is on the disk; nor is anything of a group that was destroyed everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,8 +20,8 @@ pub(super) struct NothingLeftBehind {
 }
 
 impl NothingLeftBehind {
-    /// A replica that ends while its snapshot is being installed takes the data with it, so only what comes after
-    /// its data was destroyed is wrong.
+    /// A replica that ends while its snapshot is being installed takes the data with it, so only what comes
+    /// after its data was destroyed is wrong.
     fn made(&self, store: StoreId, state: &AppliedState) -> Result<(), String> {
         let descriptor = &state.descriptor;
         let dead = self.dead.get(&(store, descriptor.group)).copied();

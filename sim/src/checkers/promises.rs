@@ -1,7 +1,8 @@
 //! What a replica promises is durable before the promise leaves its store (thesis sections 3.4, 3.5, 3.8).
 //!
 //! * A granted vote: term and vote.
-//! * An accepted append or snapshot: the term, and the log up to the index acknowledged, as the leader has it.
+//! * An accepted append or snapshot: the term, and the log up to the index acknowledged, as the leader has
+//!   it.
 //! * Every other answer to a vote or an append: the term.
 //! * Whatever a leader says: its own vote for itself.
 //!

@@ -1,7 +1,7 @@
 //! Who a replica is: its id is created on one store, once, and never again after its end.
 //!
-//! A tombstone is never taken back: not by a later one that is lower, not by a restart, not by a replica below it.
-//! What a power cut has undone did not happen.
+//! A tombstone is never taken back: not by a later one that is lower, not by a restart, not by a replica
+//! below it. What a power cut has undone did not happen.
 
 use polyraft_core::ReplicaId;
 use polyraft_multiraft::StoreId;

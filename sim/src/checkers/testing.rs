@@ -1,5 +1,5 @@
-//! Observations made by hand, for the tests of properties: one group with a replica on each of three stores, whose
-//! id is that of its store.
+//! Observations made by hand, for the tests of properties: one group with a replica on each of three
+//! stores, whose id is that of its store.
 
 use std::sync::Arc;
 

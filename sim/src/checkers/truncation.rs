@@ -1,7 +1,7 @@
 //! `truncated <= flushed applied <= applied <= committed <= last`, for every replica, at all times.
 //!
-//! A log may begin only behind what its state machine has made certain: else a power cut leaves data that the log
-//! does not go on from. That what is applied is committed and in the log other properties look at.
+//! A log may begin only behind what its state machine has made certain: else a power cut leaves data that
+//! the log does not go on from. That what is applied is committed and in the log other properties look at.
 
 use polyraft_core::EntryId;
 use polyraft_multiraft::env::Recovered;

@@ -1,10 +1,12 @@
 //! Books of everything that crosses the seams of all stores, kept once for all checkers.
 //!
-//! The log of each store is kept twice: as written, and as it would certainly be after a power cut. What may be
-//! lost is the journal between the two. Of the state machines, what is applied and how much of it is certain.
+//! The log of each store is kept twice: as written, and as it would certainly be after a power cut. What
+//! may be lost is the journal between the two. Of the state machines, what is applied and how much of it is
+//! certain.
 //!
-//! Invariants: nothing here was ever asked of the code under test, but for the parsing of changes of membership;
-//! after an observation was entered the books are as of after it, and what it changed is beside them.
+//! Invariants: nothing here was ever asked of the code under test, but for the parsing of changes of
+//! membership; after an observation was entered the books are as of after it, and what it changed is beside
+//! them.
 
 mod facts;
 mod view;
@@ -311,8 +313,8 @@ fn note_change(
     }
 }
 
-/// Enters the entries of a section; who writes one that was never sent must have made it, as the leader of its
-/// term.
+/// Enters the entries of a section; who writes one that was never sent must have made it, as the leader of
+/// its term.
 fn note_written(
     facts: &mut GroupMap<Facts>,
     latest: &mut Latest,
