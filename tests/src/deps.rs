@@ -65,6 +65,7 @@ const STORE: &str = "polyraft-store";
 const TRANSPORT: &str = "polyraft-transport";
 const SERVER: &str = "polyraft-server";
 const SIM: &str = "polyraft-sim";
+const FUZZ: &str = "polyraft-fuzz";
 const TESTS: &str = "polyraft-tests";
 const BENCHES: &str = "polyraft-benches";
 
@@ -112,6 +113,12 @@ const RULES: &[Rule] = &[
         members: &[CORE, MULTIRAFT, STORE],
         externals: None,
         never: &[TRANSPORT, SERVER, "tokio", "tonic", "prost", "rand"],
+    },
+    Rule {
+        member: FUZZ,
+        members: &[],
+        externals: Some(&[]),
+        never: &[],
     },
     Rule {
         member: TESTS,
@@ -178,6 +185,8 @@ fn check_member(rule: &Rule, declared: &[Declared], graph: &Graph, findings: &mu
         let name = dependency.name.as_str();
         if name == member && dependency.kind == Kind::Dev {
             // A crate's own tests may switch on a feature of it.
+        } else if name == FUZZ && dependency.kind == Kind::Dev {
+            // It knows nobody, so every crate's tests may use it.
         } else if graph.members.contains_key(name) {
             if !rule.members.contains(&name) {
                 findings.push(format!(
@@ -376,6 +385,7 @@ mod tests {
             (TRANSPORT, &[CORE, MULTIRAFT, "tonic", "tokio"]),
             (SERVER, &[STORE, TRANSPORT, "tonic"]),
             (SIM, &[CORE, MULTIRAFT, STORE]),
+            (FUZZ, &[]),
             (TESTS, &[SIM, "serde_json"]),
             (BENCHES, &[SERVER]),
         ];
@@ -433,6 +443,22 @@ mod tests {
         finds(
             &[(TRANSPORT, STORE)],
             "polyraft-transport must never reach rocksdb",
+        );
+    }
+
+    #[test]
+    fn tests_alone_may_use_the_fuzzer() {
+        let mut graph = graph(&[]);
+        let dev = Declared {
+            kind: Kind::Dev,
+            ..bare(FUZZ)
+        };
+        let core = graph.members.entry(CORE.to_owned()).or_default();
+        core.push(dev);
+        assert_eq!(check(&graph), Vec::<String>::new());
+        finds(
+            &[(CORE, FUZZ)],
+            "polyraft-core must not depend on polyraft-fuzz",
         );
     }
 

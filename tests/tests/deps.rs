@@ -64,6 +64,7 @@ fn manifests_take_versions_and_lints_from_the_root() {
         "transport",
         "server",
         "sim",
+        "fuzz",
         "tests",
         "benches",
     ] {
