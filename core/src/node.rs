@@ -340,8 +340,12 @@ impl<S: Storage> RaftNode<S> {
     pub fn on_applied(&mut self, index: Index, bytes: u64) -> Result<(), Error> {
         let count = self.raft.log.applied().until(index);
         self.guarded(|raft| {
+            if index > raft.log.applying() {
+                return Err(Error::Invariant("applied what was not handed out"));
+            }
             raft.applied_to(index, bytes)?;
-            raft.reduce_uncommitted(bytes.saturating_sub(count * Entry::OVERHEAD));
+            let overhead = count.saturating_mul(Entry::OVERHEAD);
+            raft.reduce_uncommitted(bytes.saturating_sub(overhead));
             Ok(())
         })
     }

@@ -6,8 +6,8 @@ mod common;
 use bytes::Bytes;
 use common::{Peer, accepted, append, conf_state, config, entry, heartbeat, message, storage};
 use polyraft_core::{
-    EntryId, Index, Message, Payload, RejectHint, ReplicaId, RoleName, Snapshot, SnapshotMeta,
-    StepError, Term,
+    EntryId, Fetch, Fetched, Index, Message, Payload, RejectHint, ReplicaId, RoleName, Snapshot,
+    SnapshotMeta, StepError, StorageError, Term,
 };
 use proptest::prelude::*;
 
@@ -82,6 +82,31 @@ fn a_confirmation_of_a_read_that_was_not_asked_yet_does_not_count() {
     assert_eq!(peer.reads, [], "nobody confirmed this one");
     peer.say(message(2, 1, 2, Payload::HeartbeatResponse { read: 1 }));
     assert_eq!(peer.reads.len(), 1);
+}
+
+/// The bytes of what was never handed out cannot be reckoned with.
+#[test]
+fn an_applied_index_that_was_not_handed_out_stops_the_replica() {
+    let mut peer = follower();
+    let last = EntryId::new(1, (1 << 62) - 1);
+    peer.node.step(message(2, 1, 1, snapshot(last))).unwrap();
+    assert_eq!(peer.node.committed(), last.index);
+    assert!(peer.node.on_applied(last.index, 0).is_err());
+    assert!(peer.node.poisoned().is_some());
+}
+
+#[test]
+fn a_fetched_index_at_the_end_of_its_range_is_damage() {
+    let low = Index(u64::MAX);
+    let fetch = Fetch {
+        low,
+        high: low,
+        max_bytes: 0,
+        replica: ReplicaId::NONE,
+    };
+    let entries = Ok(vec![entry(1, low.0, b"")]);
+    let result = follower().node.on_fetched(Fetched { fetch, entries });
+    assert_eq!(result, Err(StorageError::Corrupt(low).into()));
 }
 
 fn number() -> impl Strategy<Value = u64> {

@@ -106,7 +106,10 @@ impl Fuzz {
         };
         match plan {
             Plan::One(input) => {
-                self.judge(&target, "POLYRAFT_FUZZ_INPUT", &input);
+                // Not caught, so that it panics with the backtrace of its own place.
+                let gauge = meter::Gauge::begin();
+                target(&input);
+                self.check_appetite(gauge.end()).expect("memory");
                 1
             }
             Plan::Runs(seed, runs) => {
@@ -185,6 +188,10 @@ impl Fuzz {
         let result = quietly(|| target(input));
         let peak = gauge.end();
         result?;
+        self.check_appetite(peak)
+    }
+
+    fn check_appetite(&self, peak: usize) -> Result<(), String> {
         match self.memory_max {
             Some(max) if peak > max => Err(format!("{peak} bytes held at once, {max} allowed")),
             _ => Ok(()),

@@ -75,6 +75,11 @@ impl<S: Storage> Log<S> {
         self.applied
     }
 
+    /// Handed out to be applied.
+    pub(crate) const fn applying(&self) -> Index {
+        self.applying
+    }
+
     pub(crate) fn cursors(&self) -> LogCursors {
         LogCursors {
             committed: self.committed,

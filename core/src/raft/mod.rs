@@ -488,7 +488,7 @@ impl<S: Storage> Raft<S> {
 fn check_run(low: Index, entries: &[Entry]) -> Result<(), Error> {
     let mut index = low;
     for entry in entries {
-        if entry.index != index {
+        if entry.index != index || index.0 > LARGEST_NUMBER {
             return Err(StorageError::Corrupt(index).into());
         }
         index = index.next();
