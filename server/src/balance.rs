@@ -125,6 +125,7 @@ impl Server {
             deadline: Instant::now() + TRANSFER_BOUND,
             forwarded: true,
             reads: false,
+            once: false,
         };
         let moved = self.ask(group.0, call, |respond| {
             self.handle.transfer_leader(group, StoreId(to), respond);

@@ -1,13 +1,15 @@
 //! A client for programs: calls any store of a cluster, and the next one if that cannot be reached.
 //!
-//! A call is tried at another store only if it certainly had no effect at the first. Results carry
-//! the leader's store; a client that has seen it goes there first for the same group's keys.
+//! A call is tried at another store only if it certainly had no effect at the first, or if it
+//! counts once however often it arrives ([`Client::write_once`]). Results carry the leader's store;
+//! a client that has seen it goes there first for the same group's keys.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use polyraft_store::sessions::{Once, Session};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -16,7 +18,7 @@ use crate::peers::connect_lazily;
 use crate::proto::admin::admin_client::AdminClient;
 use crate::proto::kv::kv_client::KvClient;
 use crate::proto::kv::{
-    Condition, Consistency, GetRequest, GetResponse, Mutation, ResponseHeader, WriteRequest,
+    self, Condition, Consistency, GetRequest, GetResponse, Mutation, ResponseHeader, WriteRequest,
     WriteResponse,
 };
 
@@ -74,8 +76,30 @@ impl Client {
         Q: Clone,
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
+        let again = if reads {
+            Again::Reads
+        } else {
+            Again::WithoutEffect
+        };
         let deadline = Instant::now() + self.timeout;
+        self.call_until(deadline, again, message, call).await
+    }
+
+    async fn call_until<Q, A, F>(
+        &self,
+        deadline: Instant,
+        again: Again,
+        message: Q,
+        call: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<A, Failure>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        let reads = again == Again::Reads;
         let mut tried = 0;
+        // An attempt may have had its effect.
+        let mut in_doubt = false;
         // Endpoints that could not be reached, and why.
         let mut unreachable = BTreeMap::new();
         loop {
@@ -99,15 +123,22 @@ impl Client {
             let _ = self
                 .next
                 .compare_exchange(at, at + 1, Ordering::Relaxed, Ordering::Relaxed);
-            let again = failure.effect == Effect::None && failure.is_worth_another_try();
+            in_doubt |= failure.effect == Effect::Unknown;
+            let once = again == Again::CountsOnce;
+            let more = failure.is_worth_another_try() || (once && failure.is_worth_a_copy());
+            let failure = match in_doubt {
+                true => failure.of_unknown_effect(),
+                false => failure,
+            };
             // A store that waits to join: another one may serve, but waiting does not help.
             let elsewhere =
                 failure.reason == Reason::NotInitialised && tried < self.endpoints.len();
-            if !(again || elsewhere) || Instant::now() >= deadline {
+            if !(more || elsewhere) || Instant::now() >= deadline {
                 return Err(self.nobody(failure, &unreachable));
             }
             if tried >= self.endpoints.len() {
-                if tried >= 3 * self.endpoints.len() {
+                // Who is in doubt and may ask again does so as long as there is time.
+                if tried >= 3 * self.endpoints.len() && !(once && in_doubt) {
                     return Err(self.nobody(failure, &unreachable));
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -156,6 +187,42 @@ impl Client {
         .await
     }
 
+    /// An atomic write that counts once: it is sent again, also when nobody knows what became of
+    /// it, until there is an answer or the time of the call is over. `session` is one with the
+    /// group that holds the keys; it is renewed if the group does not know it and the write had
+    /// certainly no effect.
+    ///
+    /// # Errors
+    /// See [`Client::call`]; [`Reason::Busy`]: too many writes of the session are open.
+    pub async fn write_once(
+        &self,
+        session: &mut Session,
+        request: WriteRequest,
+    ) -> Result<WriteResponse, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let once = session.number().ok_or_else(|| {
+                Failure::new(Reason::Busy, "too many writes of the session are open")
+            })?;
+            let request = WriteRequest {
+                session: Some(once.into()),
+                ..request.clone()
+            };
+            let write =
+                |channel, request| async move { KvClient::new(channel).write(request).await };
+            let again = Again::CountsOnce;
+            let result = self.call_until(deadline, again, request, write).await;
+            session.end(once.sequence);
+            let Err(failure) = result else { return result };
+            match failure.index {
+                Some(index) if failure.effect == Effect::None && Instant::now() < deadline => {
+                    session.renew(once.session, index);
+                }
+                _ => return Err(failure),
+            }
+        }
+    }
+
     /// Writes one key, or makes it absent.
     ///
     /// # Errors
@@ -166,12 +233,7 @@ impl Client {
         value: Option<Bytes>,
         group: u64,
     ) -> Result<ResponseHeader, Failure> {
-        let mutation = Mutation { key, value };
-        let request = WriteRequest {
-            conditions: Vec::new(),
-            mutations: vec![mutation],
-            group,
-        };
+        let request = put_request(key, value, group);
         Ok(self.write(request).await?.header.unwrap_or_default())
     }
 
@@ -186,19 +248,7 @@ impl Client {
         value: Bytes,
         group: u64,
     ) -> Result<bool, Failure> {
-        let condition = Condition {
-            key: key.clone(),
-            value: expected,
-        };
-        let mutation = Mutation {
-            key,
-            value: Some(value),
-        };
-        let request = WriteRequest {
-            conditions: vec![condition],
-            mutations: vec![mutation],
-            group,
-        };
+        let request = cas_request(key, expected, value, group);
         Ok(self.write(request).await?.applied)
     }
 
@@ -234,6 +284,51 @@ impl Client {
             )
         })
         .await
+    }
+}
+
+/// When a call is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// If it certainly had no effect.
+    WithoutEffect,
+    /// It has none.
+    Reads,
+    /// Also if it may have had it.
+    CountsOnce,
+}
+
+/// The request of [`Client::put`].
+#[must_use]
+pub fn put_request(key: Bytes, value: Option<Bytes>, group: u64) -> WriteRequest {
+    WriteRequest {
+        mutations: vec![Mutation { key, value }],
+        group,
+        ..WriteRequest::default()
+    }
+}
+
+/// The request of [`Client::cas`].
+#[must_use]
+pub fn cas_request(key: Bytes, expected: Option<Bytes>, value: Bytes, group: u64) -> WriteRequest {
+    let condition = Condition {
+        key: key.clone(),
+        value: expected,
+    };
+    WriteRequest {
+        conditions: vec![condition],
+        ..put_request(key, Some(value), group)
+    }
+}
+
+impl From<Once> for kv::Session {
+    fn from(once: Once) -> Self {
+        Self {
+            client: once.session.client.get(),
+            since: once.session.since,
+            sequence: once.sequence,
+            acknowledged: once.acknowledged,
+        }
     }
 }
 
@@ -278,7 +373,8 @@ fn silence(endpoint: &str, reads: bool) -> Failure {
     }
 }
 
-/// A status with the innermost of its causes: "connection refused" helps more than "transport error".
+/// A status with the innermost of its causes: "connection refused" helps more than "transport
+/// error".
 fn describe(status: &Status) -> String {
     let mut innermost = None;
     let mut cause = std::error::Error::source(status);

@@ -14,6 +14,7 @@
 //! | `stale` | UNAVAILABLE | none | try again |
 //! | `stopping` | UNAVAILABLE | none | ask another store |
 //! | `not-initialised` | FAILED_PRECONDITION | none | `polyraft init` |
+//! | `session-expired` | FAILED_PRECONDITION | none or unknown | begin a new session |
 //! | `ambiguous` | ABORTED | unknown | read before writing again |
 //! | `internal` | INTERNAL | unknown | a bug or a broken disk: see the store's log |
 
@@ -27,6 +28,8 @@ pub const OUTCOME: &str = "polyraft-outcome";
 pub const REASON: &str = "polyraft-reason";
 /// Metadata key: the leader's store.
 pub const LEADER: &str = "polyraft-leader";
+/// Metadata key: where a new session may begin.
+pub const INDEX: &str = "polyraft-index";
 
 /// Whether a failed request had an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +57,12 @@ pub enum Reason {
     Stale,
     Stopping,
     NotInitialised,
+    SessionExpired,
     Ambiguous,
     Internal,
 }
 
-const TABLE: [(Reason, &str, Code); 15] = [
+const TABLE: [(Reason, &str, Code); 16] = [
     (Reason::NotLeader, "not-leader", Code::Unavailable),
     (Reason::NoGroup, "no-group", Code::Unavailable),
     (Reason::Unreachable, "unreachable", Code::Unavailable),
@@ -76,6 +80,11 @@ const TABLE: [(Reason, &str, Code); 15] = [
         "not-initialised",
         Code::FailedPrecondition,
     ),
+    (
+        Reason::SessionExpired,
+        "session-expired",
+        Code::FailedPrecondition,
+    ),
     (Reason::Ambiguous, "ambiguous", Code::Aborted),
     (Reason::Internal, "internal", Code::Internal),
 ];
@@ -89,6 +98,8 @@ pub struct Failure {
     pub effect: Effect,
     /// The store that leads the group, if known.
     pub leader: Option<u64>,
+    /// Where a new session may begin, if the one of the request has expired.
+    pub index: Option<u64>,
     /// For people.
     pub message: String,
 }
@@ -118,6 +129,7 @@ impl Failure {
             reason,
             effect: Effect::None,
             leader: None,
+            index: None,
             message: message.into(),
         }
     }
@@ -143,6 +155,20 @@ impl Failure {
                 | Reason::Stopping
         );
         passing && self.effect == Effect::None
+    }
+
+    /// Whether another copy of the request may do better, if copies do no harm.
+    #[must_use]
+    pub fn is_worth_a_copy(&self) -> bool {
+        let certain = Self {
+            effect: Effect::None,
+            ..self.clone()
+        };
+        let passing = matches!(
+            self.reason,
+            Reason::Ambiguous | Reason::Timeout | Reason::NoQuorum
+        );
+        passing || certain.is_worth_another_try()
     }
 
     /// What a status says; one without our metadata comes from the connection or a foreign server.
@@ -178,6 +204,7 @@ impl Failure {
             reason: reason.unwrap_or(fallback),
             effect,
             leader: text(LEADER).and_then(|leader| leader.parse().ok()),
+            index: text(INDEX).and_then(|index| index.parse().ok()),
             message: status.message().to_owned(),
         }
     }
@@ -218,6 +245,7 @@ impl From<Reject> for Failure {
             reason,
             effect,
             leader,
+            index: None,
             message,
         }
     }
@@ -235,6 +263,9 @@ impl From<Failure> for Status {
         if let Some(leader) = failure.leader {
             metadata.insert(LEADER, MetadataValue::from(leader));
         }
+        if let Some(index) = failure.index {
+            metadata.insert(INDEX, MetadataValue::from(index));
+        }
         Self::with_metadata(failure.reason.code(), failure.message, metadata)
     }
 }
@@ -251,6 +282,7 @@ mod tests {
                     reason,
                     effect,
                     leader: Some(3),
+                    index: Some(9),
                     message: "why".to_owned(),
                 };
                 assert_eq!(reason.word(), word);

@@ -39,6 +39,8 @@ pub(crate) struct Call {
     pub(crate) forwarded: bool,
     /// Changes nothing, so that trying again never harms.
     pub(crate) reads: bool,
+    /// Counts once, so that trying again does not harm either.
+    pub(crate) once: bool,
 }
 
 impl Call {
@@ -48,12 +50,14 @@ impl Call {
             .get("grpc-timeout")
             .and_then(|value| parse_timeout(value.to_str().ok()?));
         let bound = asked.unwrap_or(DEADLINE).min(DEADLINE_MAX);
-        // A tenth is kept for the way back, so that the reason arrives and not the client's own timeout.
+        // A tenth is kept for the way back, so that the reason arrives and not the client's own
+        // timeout.
         let deadline = Instant::now() + bound.mul_f64(0.9);
         Self {
             deadline,
             forwarded: metadata.contains_key(FORWARDED),
             reads,
+            once: false,
         }
     }
 
@@ -103,6 +107,8 @@ impl Server {
         let mut pause = PAUSE.0;
         let mut hint = None;
         let mut failed = BTreeSet::new();
+        // An attempt may have had its effect.
+        let mut in_doubt = false;
         loop {
             let target = if call.forwarded {
                 Some(self.me)
@@ -121,7 +127,9 @@ impl Server {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            let again = failure.is_worth_another_try() || (call.reads && is_passing(&failure));
+            in_doubt |= !call.reads && failure.effect == Effect::Unknown;
+            let failure = doubtful(failure, in_doubt);
+            let again = is_worth_another_try(&failure, call);
             if call.forwarded || !again {
                 return Err(if call.forwarded {
                     failure
@@ -140,7 +148,7 @@ impl Server {
                 // Nobody is named: wait for an election, and ask all again then.
                 let next = Instant::now() + pause;
                 if next >= call.deadline {
-                    return Err(self.out_of_time(group));
+                    return Err(doubtful(self.out_of_time(group), in_doubt));
                 }
                 sleep_until(next).await;
                 pause = (pause * 2).min(PAUSE.1);
@@ -186,7 +194,8 @@ impl Server {
         }
     }
 
-    /// The store to ask next: the one named, the leader as known here, then members that can be heard.
+    /// The store to ask next: the one named, the leader as known here, then members that can be
+    /// heard.
     fn pick(&self, group: u64, hint: Option<u64>, failed: &BTreeSet<u64>) -> Option<u64> {
         if hint.is_some() {
             return hint;
@@ -339,12 +348,21 @@ impl Server {
     }
 }
 
-/// A read may be tried again after anything that passes.
-fn is_passing(failure: &Failure) -> bool {
-    matches!(
-        failure.reason,
-        Reason::Ambiguous | Reason::Timeout | Reason::NoQuorum | Reason::Internal
-    )
+/// What does no harm may be tried again after anything that passes.
+fn is_worth_another_try(failure: &Failure, call: Call) -> bool {
+    let harmless = call.reads || call.once;
+    let broken = call.reads && failure.reason == Reason::Internal;
+    failure.is_worth_another_try() || broken || (harmless && failure.is_worth_a_copy())
+}
+
+/// What an attempt without effect says of the whole request, of which another attempt may have had
+/// one.
+fn doubtful(failure: Failure, in_doubt: bool) -> Failure {
+    if in_doubt {
+        failure.of_unknown_effect()
+    } else {
+        failure
+    }
 }
 
 #[cfg(test)]

@@ -180,6 +180,7 @@ impl Server {
             deadline: tokio::time::Instant::now() + Duration::from_secs(2),
             forwarded: true,
             reads: false,
+            once: false,
         };
         let moved = self
             .ask(group.0, call, |respond| {

@@ -162,6 +162,7 @@ impl Server {
             deadline: tokio::time::Instant::now() + ROLES_BOUND,
             forwarded: true,
             reads: true,
+            once: false,
         };
         let stale: Vec<u64> = {
             let known = self.roles.lock();
@@ -317,6 +318,7 @@ impl Server {
                 let describe = |respond| self.handle.describe(id, respond);
                 let looking = Call {
                     reads: true,
+                    once: false,
                     ..call
                 };
                 let status = self.ask(group, looking, describe).await?;

@@ -1,11 +1,15 @@
 //! `polyraft kv`.
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
+use polyraft_store::sessions::Session;
 use serde_json::{Value, json};
 
 use super::args::{KeyOptions, KvVerb};
 use super::error::Error;
 use super::output::{hex, parse_hex, readable, show};
+use crate::client::{cas_request, put_request};
 use crate::proto::kv::ResponseHeader;
 
 pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
@@ -46,8 +50,9 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
         } => {
             let client = connection.client()?;
             let (name, value) = (bytes(&key, options)?, bytes(&value, options)?);
-            let header = client.put(name, Some(value), options.group).await?;
-            let json = json!({ "key": key, "header": header_json(Some(header)) });
+            let request = put_request(name, Some(value), options.group);
+            let header = client.write_once(&mut session(), request).await?.header;
+            let json = json!({ "key": key, "header": header_json(header) });
             show(connection.output, &json, || "ok".to_owned())
         }
         KvVerb::Delete {
@@ -56,10 +61,9 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
             connection,
         } => {
             let client = connection.client()?;
-            let header = client
-                .put(bytes(&key, options)?, None, options.group)
-                .await?;
-            let json = json!({ "key": key, "header": header_json(Some(header)) });
+            let request = put_request(bytes(&key, options)?, None, options.group);
+            let header = client.write_once(&mut session(), request).await?.header;
+            let json = json!({ "key": key, "header": header_json(header) });
             show(connection.output, &json, || "ok".to_owned())
         }
         KvVerb::Cas {
@@ -73,7 +77,8 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
             let client = connection.client()?;
             let expected = expected.map(|text| bytes(&text, options)).transpose()?;
             let (name, value) = (bytes(&key, options)?, bytes(&value, options)?);
-            let swapped = client.cas(name, expected, value, options.group).await?;
+            let request = cas_request(name, expected, value, options.group);
+            let swapped = client.write_once(&mut session(), request).await?.applied;
             show(
                 connection.output,
                 &json!({ "key": key, "swapped": swapped }),
@@ -84,6 +89,12 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
             )
         }
     }
+}
+
+/// A session for one write, so that it counts once though it may be sent more often.
+fn session() -> Session {
+    let client = NonZeroU64::new(rand::random()).unwrap_or(NonZeroU64::MIN);
+    Session::new(client, 0)
 }
 
 fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, Error> {

@@ -3,15 +3,31 @@
 use bytes::Bytes;
 use polyraft_multiraft::env;
 use polyraft_store::disk::DiskError;
-use polyraft_store::{Application, GroupTxn};
+use polyraft_store::{Application, GroupTxn, Sessions};
 
-use super::command::{Command, Reply};
+use super::command::{Command, Reply, in_session, of_a_session};
 
-/// The key-value application. It has no state of its own: all is in the group's keys.
+/// The key-value application. It has no state of its own: all is in the group's keys, and in its
+/// sessions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Kv;
 
 impl Application for Kv {
+    fn apply(&self, txn: &mut GroupTxn<'_>, command: &env::Command) -> Result<Bytes, DiskError> {
+        let Some(data) = in_session(&command.data) else {
+            return Plain.apply(txn, command);
+        };
+        let id = command.id;
+        let reply = Sessions::new(Plain).apply(txn, &env::Command { id, data })?;
+        Ok(of_a_session(&reply))
+    }
+}
+
+/// The commands themselves.
+#[derive(Clone, Copy, Debug)]
+struct Plain;
+
+impl Application for Plain {
     fn apply(&self, txn: &mut GroupTxn<'_>, command: &env::Command) -> Result<Bytes, DiskError> {
         let Some(command) = Command::decode(&command.data) else {
             return Ok(Reply::Malformed.encode());
@@ -35,5 +51,83 @@ impl Application for Kv {
             }
         }
         Ok(Reply::Applied.encode())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+    use std::sync::Arc;
+
+    use polyraft_core::EntryId;
+    use polyraft_multiraft::env::{ApplyItem, StateMachine};
+    use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
+    use polyraft_store::sessions::{Session, SessionReply};
+    use polyraft_store::{DataStateMachine, MemoryDisk};
+
+    use super::super::command::decode_reply;
+    use super::*;
+
+    fn apply(machine: &DataStateMachine<Kv, MemoryDisk>, commands: &[Bytes]) -> Vec<SessionReply> {
+        let descriptor = GroupDescriptor {
+            group: GroupId(1),
+            ..GroupDescriptor::default()
+        };
+        let command = |(index, data): (u64, &Bytes)| env::Command {
+            id: EntryId::new(1, index),
+            data: data.clone(),
+        };
+        let mut items = [ApplyItem {
+            group: GroupId(1),
+            commands: (1..).zip(commands).map(command).collect(),
+            state: AppliedState {
+                last: EntryId::new(1, commands.len() as u64),
+                descriptor: Arc::new(descriptor),
+                ..AppliedState::default()
+            },
+            membership_changed: false,
+            replies: Vec::new(),
+        }];
+        machine.apply(&mut items).unwrap();
+        let replies = items[0].replies.iter();
+        replies.map(|reply| decode_reply(reply).unwrap()).collect()
+    }
+
+    #[test]
+    fn commands_with_and_without_a_session_live_together() {
+        let machine = DataStateMachine::new(Kv, MemoryDisk::new());
+        let key = Bytes::from_static(b"k");
+        let cas = |before: Option<&'static str>, after: &'static str| Command {
+            conditions: vec![(
+                key.clone(),
+                before.map(|text| Bytes::from_static(text.as_bytes())),
+            )],
+            mutations: vec![(key.clone(), Some(Bytes::from_static(after.as_bytes())))],
+        };
+        let mut session = Session::new(NonZeroU64::MIN, 0);
+        let (first, second) = (session.number().unwrap(), session.number().unwrap());
+        let replies = apply(
+            &machine,
+            &[
+                cas(None, "1").encode(),
+                cas(Some("1"), "2").encode_once(first),
+                cas(Some("1"), "2").encode_once(first),
+                cas(Some("1"), "2").encode(),
+                cas(Some("1"), "2").encode_once(second),
+                Bytes::from_static(b"\x02\x01"),
+                Bytes::from_static(b"\x03"),
+            ],
+        );
+        let applied = |reply: Reply| SessionReply::Applied(reply.encode());
+        let expected = [
+            applied(Reply::Applied),
+            applied(Reply::Applied),
+            applied(Reply::Applied),
+            applied(Reply::ConditionFailed),
+            applied(Reply::ConditionFailed),
+            SessionReply::Malformed,
+            applied(Reply::Malformed),
+        ];
+        assert_eq!(replies, expected);
     }
 }

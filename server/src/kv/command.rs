@@ -4,14 +4,21 @@
 //! command: version u8 = 1 | conditions u32 | pair * conditions | mutations u32 | pair * mutations
 //! pair:    key length u32 | key | has value u8 | (value length u32 | value if it has one)
 //! reply:   version u8 = 1 | outcome u8
+//!
+//! of a session:
+//! command: version u8 = 2 | an envelope with a command of version 1
+//! reply:   version u8 = 2 | a session's reply with a reply of version 1
 //! ```
 //!
-//! Integers are big-endian. A command is decoded on every replica, years after it was written perhaps: an
-//! unknown version or a malformed command gets the same reply everywhere and changes nothing.
+//! What is of a session is encoded by [`polyraft_store::sessions`]. Integers are big-endian. A
+//! command is decoded on every replica, years after it was written perhaps: an unknown version or a
+//! malformed command gets the same reply everywhere and changes nothing.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft_store::sessions::{Envelope, Once, SessionReply};
 
 const VERSION: u8 = 1;
+const OF_A_SESSION: u8 = 2;
 
 /// A key with a value or without one.
 pub type Pair = (Bytes, Option<Bytes>);
@@ -68,6 +75,16 @@ impl Command {
         })
     }
 
+    /// The bytes for an entry of a command that counts once.
+    #[must_use]
+    pub fn encode_once(&self, once: Once) -> Bytes {
+        let envelope = Envelope {
+            once: Some(once),
+            command: self.encode(),
+        };
+        of_a_session(&envelope.encode())
+    }
+
     /// All keys that it names.
     pub fn keys(&self) -> impl Iterator<Item = &Bytes> {
         self.conditions
@@ -101,6 +118,28 @@ impl Reply {
             _ => None,
         }
     }
+}
+
+/// What became of a command of an entry with these bytes as its reply; `None` if they are none.
+#[must_use]
+pub fn decode_reply(bytes: &Bytes) -> Option<SessionReply> {
+    match in_session(bytes) {
+        Some(reply) => SessionReply::decode(&reply),
+        None => Some(SessionReply::Applied(bytes.clone())),
+    }
+}
+
+/// The envelope, or the reply, behind the version that says that it is of a session.
+pub(super) fn in_session(bytes: &Bytes) -> Option<Bytes> {
+    (bytes.first() == Some(&OF_A_SESSION)).then(|| bytes.slice(1..))
+}
+
+/// The other way round.
+pub(super) fn of_a_session(bytes: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(1 + bytes.len());
+    out.put_u8(OF_A_SESSION);
+    out.put_slice(bytes);
+    out.freeze()
 }
 
 // Lengths fit: the host refuses commands far below 4 GiB.
@@ -147,6 +186,10 @@ fn take_bytes(rest: &mut Bytes) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
+    use polyraft_store::sessions::SessionId;
+
     use super::*;
 
     fn command() -> Command {
@@ -185,6 +228,38 @@ mod tests {
             Command::decode(&Bytes::from_static(b"\x01\xff\xff\xff\xff")),
             None
         );
+    }
+
+    #[test]
+    fn golden_bytes_of_a_session() {
+        let session = SessionId {
+            client: NonZeroU64::new(258).unwrap(),
+            since: 3,
+        };
+        let once = Once {
+            session,
+            sequence: 7,
+            acknowledged: 5,
+        };
+        let bytes = command().encode_once(once);
+        let golden: &[u8] =
+            b"\x02\x01\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x05";
+        assert_eq!(bytes, [golden, &command().encode()].concat());
+        assert_eq!(Command::decode(&bytes), None);
+        let envelope = Envelope::decode(&in_session(&bytes).unwrap()).unwrap();
+        assert_eq!(envelope.once, Some(once));
+        assert_eq!(Command::decode(&envelope.command), Some(command()));
+    }
+
+    #[test]
+    fn replies_with_and_without_a_session() {
+        let plain = Reply::Applied.encode();
+        let applied = SessionReply::Applied(plain.clone());
+        assert_eq!(decode_reply(&plain), Some(applied.clone()));
+        let reply = of_a_session(&applied.encode());
+        assert_eq!(reply, b"\x02\x01\0\x01\x01".as_slice());
+        assert_eq!(decode_reply(&reply), Some(applied));
+        assert_eq!(decode_reply(&Bytes::from_static(b"\x02")), None);
     }
 
     #[test]

@@ -5,5 +5,5 @@ mod command;
 mod service;
 
 pub use application::Kv;
-pub use command::{Command, Pair, Reply};
+pub use command::{Command, Pair, Reply, decode_reply};
 pub(crate) use service::KvService;

@@ -1,18 +1,20 @@
 //! The gRPC service `polyraft.kv.v1.Kv`.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use polyraft_multiraft::{GroupId, KeyRange};
+use polyraft_store::sessions::{Once, SessionId, SessionReply};
 use tonic::{Request, Response, Status};
 
-use super::command::{Command, Reply};
+use super::command::{Command, Reply, decode_reply};
 use crate::failure::{Failure, Reason};
 use crate::proto::kv::kv_client::KvClient;
 use crate::proto::kv::kv_server::Kv;
 use crate::proto::kv::{
     Consistency, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse,
-    ResponseHeader, WriteRequest, WriteResponse,
+    ResponseHeader, Session, WriteRequest, WriteResponse,
 };
 use crate::routing::Call;
 use crate::server::Server;
@@ -33,12 +35,17 @@ impl Kv for KvService {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let call = Call::new(request.metadata(), false);
-        let PutRequest { key, value, group } = request.into_inner();
+        let PutRequest {
+            key,
+            value,
+            group,
+            session,
+        } = request.into_inner();
         let command = Command {
             mutations: vec![(key, Some(value))],
             ..Command::default()
         };
-        let (_, header) = self.0.write(command, group, call).await?;
+        let (_, header) = self.0.write(command, session, group, call).await?;
         Ok(Response::new(PutResponse {
             header: Some(header),
         }))
@@ -49,12 +56,16 @@ impl Kv for KvService {
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
         let call = Call::new(request.metadata(), false);
-        let DeleteRequest { key, group } = request.into_inner();
+        let DeleteRequest {
+            key,
+            group,
+            session,
+        } = request.into_inner();
         let command = Command {
             mutations: vec![(key, None)],
             ..Command::default()
         };
-        let (_, header) = self.0.write(command, group, call).await?;
+        let (_, header) = self.0.write(command, session, group, call).await?;
         Ok(Response::new(DeleteResponse {
             header: Some(header),
         }))
@@ -69,12 +80,13 @@ impl Kv for KvService {
             conditions,
             mutations,
             group,
+            session,
         } = request.into_inner();
         let command = Command {
             conditions: conditions.into_iter().map(|c| (c.key, c.value)).collect(),
             mutations: mutations.into_iter().map(|m| (m.key, m.value)).collect(),
         };
-        let (applied, header) = self.0.write(command, group, call).await?;
+        let (applied, header) = self.0.write(command, session, group, call).await?;
         Ok(Response::new(WriteResponse {
             applied,
             header: Some(header),
@@ -156,6 +168,7 @@ impl Server {
     async fn write(
         &self,
         command: Command,
+        session: Option<Session>,
         group: u64,
         call: Call,
     ) -> Result<(bool, ResponseHeader), Failure> {
@@ -166,10 +179,19 @@ impl Server {
             ));
         }
         command.keys().try_for_each(check_key)?;
+        let once = session.map(once).transpose()?;
+        let call = Call {
+            once: once.is_some(),
+            ..call
+        };
+        let bytes = match once {
+            Some(once) => command.encode_once(once),
+            None => command.encode(),
+        };
         let group = self.find(group, command.keys(), call).await?;
-        let local = || self.write_here(group, command.encode(), call);
+        let local = || self.write_here(group, bytes.clone(), call);
         let remote = |channel| {
-            let request = call.forward(to_request(&command, group));
+            let request = call.forward(to_request(&command, session, group));
             async move {
                 let response = KvClient::new(channel).write(request).await?.into_inner();
                 Ok((response.applied, response.header.unwrap_or_default()))
@@ -186,20 +208,17 @@ impl Server {
     ) -> Result<(bool, ResponseHeader), Failure> {
         let propose = |respond| self.handle.propose(GroupId(group), bytes, respond);
         let reply = self.ask(group, call, propose).await?;
-        let applied = match Reply::decode(&reply) {
-            Some(Reply::Applied) => true,
-            Some(Reply::ConditionFailed) => false,
-            Some(Reply::OutOfRange) => {
+        let applied = match applied(&reply)? {
+            Reply::Applied => true,
+            Reply::ConditionFailed => false,
+            Reply::OutOfRange => {
                 self.directory.forget(group);
                 return Err(Failure::new(
                     Reason::Stale,
                     "the keys moved to another group; try again",
                 ));
             }
-            Some(Reply::Malformed) | None => {
-                let text = "the group answered with something that this version does not know";
-                return Err(Failure::new(Reason::Internal, text).of_unknown_effect());
-            }
+            Reply::Malformed => return Err(unknown_answer()),
         };
         let summary = self.handle.summary(GroupId(group)).unwrap_or_default();
         Ok((applied, self.leader_header(group, summary.basic.applied.0)))
@@ -268,6 +287,35 @@ impl Server {
     }
 }
 
+/// The reply to a command that was applied, now or by an earlier copy.
+fn applied(reply: &Bytes) -> Result<Reply, Failure> {
+    match decode_reply(reply).ok_or_else(unknown_answer)? {
+        SessionReply::Applied(reply) => Reply::decode(&reply).ok_or_else(unknown_answer),
+        SessionReply::Expired { index } => Err(Failure {
+            index: Some(index),
+            ..Failure::new(
+                Reason::SessionExpired,
+                "the group does not know this session, or not any more; begin a new one",
+            )
+        }),
+        SessionReply::Acknowledged => {
+            let text = "the client has acknowledged this write: it is not applied any more";
+            Err(Failure::new(Reason::Refused, text).of_unknown_effect())
+        }
+        SessionReply::TooFarAhead => Err(Failure::new(
+            Reason::BadRequest,
+            "too many writes of the session are not acknowledged",
+        )),
+        // Replies of this application are short enough to keep.
+        SessionReply::AppliedBefore | SessionReply::Malformed => Err(unknown_answer()),
+    }
+}
+
+fn unknown_answer() -> Failure {
+    let text = "the group answered with something that this version does not know";
+    Failure::new(Reason::Internal, text).of_unknown_effect()
+}
+
 fn check_key(key: &Bytes) -> Result<(), Failure> {
     if key.len() > KEY_BYTES_MAX {
         let text = format!(
@@ -289,7 +337,7 @@ fn check_range(range: Option<&KeyRange>, key: &Bytes) -> Result<(), Failure> {
     }
 }
 
-fn to_request(command: &Command, group: u64) -> WriteRequest {
+fn to_request(command: &Command, session: Option<Session>, group: u64) -> WriteRequest {
     use crate::proto::kv::{Condition, Mutation};
     let conditions = command.conditions.iter().cloned();
     let mutations = command.mutations.iter().cloned();
@@ -301,5 +349,25 @@ fn to_request(command: &Command, group: u64) -> WriteRequest {
             .map(|(key, value)| Mutation { key, value })
             .collect(),
         group,
+        session,
     }
+}
+
+/// Which write of which session it is.
+fn once(session: Session) -> Result<Once, Failure> {
+    let bad = |text: &str| Failure::new(Reason::BadRequest, text);
+    let client = NonZeroU64::new(session.client);
+    let client =
+        client.ok_or_else(|| bad("the client of a session is 0: draw a number at random"))?;
+    if session.acknowledged > session.sequence {
+        return Err(bad(
+            "a write that its client has acknowledged before it was answered",
+        ));
+    }
+    let since = session.since;
+    Ok(Once {
+        session: SessionId { client, since },
+        sequence: session.sequence,
+        acknowledged: session.acknowledged,
+    })
 }

@@ -11,9 +11,10 @@ use tonic::Request;
 
 use super::history::Line;
 use super::{Shared, Target};
+use crate::client::{cas_request, put_request};
 use crate::failure::{Effect, Failure, Reason};
 use crate::proto::kv::kv_client::KvClient;
-use crate::proto::kv::{Condition, GetRequest, Mutation, WriteRequest};
+use crate::proto::kv::{GetRequest, WriteRequest};
 
 /// What to ask for.
 #[derive(Clone, Debug)]
@@ -313,21 +314,10 @@ async fn send(
 }
 
 fn to_request(key: Bytes, action: Action, group: u64) -> WriteRequest {
-    let (conditions, value) = match action {
-        Action::Cas { expected, value } => (
-            vec![Condition {
-                key: key.clone(),
-                value: expected,
-            }],
-            Some(value),
-        ),
-        Action::Put(value) => (Vec::new(), Some(value)),
-        Action::Get | Action::Delete => (Vec::new(), None),
-    };
-    WriteRequest {
-        conditions,
-        mutations: vec![Mutation { key, value }],
-        group,
+    match action {
+        Action::Cas { expected, value } => cas_request(key, expected, value, group),
+        Action::Put(value) => put_request(key, Some(value), group),
+        Action::Get | Action::Delete => put_request(key, None, group),
     }
 }
 

@@ -33,6 +33,26 @@ pub struct GetResponse {
     #[prost(message, optional, tag = "2")]
     pub header: ::core::option::Option<ResponseHeader>,
 }
+/// Makes a write count once, however often it is sent. Who is told that the outcome is unknown, or is told nothing, sends
+/// the same request again, with the same session, and gets the answer of the first copy that arrived. A group remembers
+/// its 4096 sessions used last; a write of one that it does not know (any more) is refused as "session-expired".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Session {
+    /// Drawn at random by the client, not 0; no two clients may draw the same.
+    #[prost(fixed64, tag = "1")]
+    pub client: u64,
+    /// An index that the group's log had reached when the session began, from the header of any answer of the group; 0 if
+    /// none is known. What a refusal as "session-expired" names will do.
+    #[prost(uint64, tag = "2")]
+    pub since: u64,
+    /// Which write of the session it is: a number that no other one has, less than 32 above the lowest one that is not
+    /// acknowledged.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    /// The client waits for no answer to any lower number: none of them will be applied any more. At most `sequence`.
+    #[prost(uint64, tag = "4")]
+    pub acknowledged: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutRequest {
     #[prost(bytes = "bytes", tag = "1")]
@@ -42,6 +62,9 @@ pub struct PutRequest {
     /// See GetRequest.
     #[prost(uint64, tag = "3")]
     pub group: u64,
+    /// Not set: every copy that arrives is a write of its own.
+    #[prost(message, optional, tag = "4")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutResponse {
@@ -55,6 +78,9 @@ pub struct DeleteRequest {
     /// See GetRequest.
     #[prost(uint64, tag = "2")]
     pub group: u64,
+    /// See PutRequest.
+    #[prost(message, optional, tag = "3")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteResponse {
@@ -90,6 +116,9 @@ pub struct WriteRequest {
     /// See GetRequest.
     #[prost(uint64, tag = "3")]
     pub group: u64,
+    /// See PutRequest.
+    #[prost(message, optional, tag = "4")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteResponse {

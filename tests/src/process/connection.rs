@@ -21,6 +21,7 @@ const CALL_BOUND: Duration = Duration::from_secs(60);
 pub struct Connection {
     endpoints: String,
     stale: bool,
+    patient: bool,
 }
 
 impl Cluster {
@@ -29,6 +30,7 @@ impl Cluster {
         Connection {
             endpoints: self.endpoints().join(","),
             stale: false,
+            patient: false,
         }
     }
 
@@ -37,6 +39,7 @@ impl Cluster {
         Connection {
             endpoints: self.store(store).address().to_owned(),
             stale: true,
+            patient: false,
         }
     }
 
@@ -49,12 +52,24 @@ impl Cluster {
 }
 
 impl Connection {
+    /// The same, with time for more than one election per operation.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self {
+            patient: true,
+            ..self
+        }
+    }
+
     fn run(&self, verb: &str, key: &str, more: &[&str]) -> Finished {
         let (first, rest) = key.split_at(2);
         let key = format!("{first}{}", hex(rest));
         let mut command = Command::new(binary());
         command.args(["kv", verb, &key]).args(more);
         command.args(["--hex", "--endpoints", &self.endpoints, "-o", "json"]);
+        if self.patient {
+            command.args(["--timeout", "50s"]);
+        }
         run(&mut command, CALL_BOUND)
     }
 }

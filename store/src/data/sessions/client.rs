@@ -39,9 +39,9 @@ impl Session {
         self.id
     }
 
-    /// Numbers the next command; `None` while [`WINDOW`] numbers lie between it and the lowest open
+    /// The number of the next command; `None` while [`WINDOW`] numbers lie between it and the lowest open
     /// one, so that the group would refuse it.
-    pub fn begin(&mut self, command: Bytes) -> Option<Envelope> {
+    pub fn number(&mut self) -> Option<Once> {
         let sequence = self.next;
         let acknowledged = self.open.first().copied().unwrap_or(sequence);
         if sequence - acknowledged >= WINDOW {
@@ -49,15 +49,17 @@ impl Session {
         }
         self.next += 1;
         self.open.insert(sequence);
-        let once = Once {
+        Some(Once {
             session: self.id,
             sequence,
             acknowledged,
-        };
-        Some(Envelope {
-            once: Some(once),
-            command,
         })
+    }
+
+    /// The next command under its number, as [`Session::number`] gives it.
+    pub fn begin(&mut self, command: Bytes) -> Option<Envelope> {
+        let once = Some(self.number()?);
+        Some(Envelope { once, command })
     }
 
     /// The command with this number was answered, or its outcome matters to nobody any more: once a
