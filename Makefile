@@ -36,8 +36,9 @@ shuttle: export RUSTFLAGS := --cfg shuttle
 shuttle: export CARGO_TARGET_DIR := target/shuttle
 shuttle: export CARGO_PROFILE_TEST_OPT_LEVEL := 1
 shuttle:
-	cargo test -p polyraft-multiraft --lib interleavings::$(TEST)
+	cargo test -p polyraft-multiraft --lib sync::tests::$(TEST)
 	cargo test -p polyraft-multiraft --test interleavings $(TEST)
+	cargo test -p polyraft-store --no-default-features --test interleavings $(TEST)
 
 lint:
 	$(CARGO) fmt --all --check

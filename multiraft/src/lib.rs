@@ -45,8 +45,6 @@ mod group_map;
 mod handle;
 mod host;
 mod input;
-#[cfg(all(test, shuttle))]
-mod interleavings;
 mod persist;
 mod ranges;
 mod replica;

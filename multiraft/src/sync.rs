@@ -25,6 +25,8 @@ mod channel;
 mod lock;
 #[cfg(shuttle)]
 mod map;
+#[cfg(all(test, shuttle))]
+mod tests;
 #[cfg(shuttle)]
 pub mod time;
 

@@ -22,6 +22,7 @@ mod memory;
 mod meta;
 #[cfg(feature = "rocksdb")]
 mod rocks;
+mod sync;
 
 pub use data::sessions::{self, Sessions};
 pub use data::{Application, DataStateMachine, GroupTxn, SharedData};

@@ -7,7 +7,7 @@
 //!   with a reason in the list of allowances, which only shrinks; no unfinished code; a note about later work
 //!   names its issue as `(#12)`; at most [`COLUMNS_MAX`] columns; a crate root says what its crate promises.
 //! * **Layers**: only `store` names RocksDB; only `transport` and `server` (and tests, benches) name tonic;
-//!   `core` names no `std`; `multiraft` reads the clock and spawns threads only behind its doors.
+//!   `core` names no `std`; `multiraft` reads the clock, spawns and locks only behind its doors.
 //! * **Markdown**: exactly one title; every relative link leads to a file and a heading that exist.
 //! * **All text**: no control characters and no characters that change the direction of text.
 

@@ -21,7 +21,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
 use polyraft_core::{Durable, Entry, EntryId, HardState, Index, ReplicaId, Term, planted};
 use polyraft_multiraft::env::{
     Lifecycle, LogBatch, LogEngine, LogError, LogSection, LogStats, Recovered, RecoveredGroup,
@@ -33,6 +32,7 @@ use self::record::Section;
 use self::state::Settled;
 use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability};
 use crate::keys;
+use crate::sync::Mutex;
 
 /// Sizes of a log.
 #[derive(Clone, Copy, Debug)]

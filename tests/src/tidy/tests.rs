@@ -182,6 +182,12 @@ fn layers_do_not_name_what_they_must_not_know() {
         "//! A.\nfn f() { Instant::now(); }\n",
         "behind the doors",
     );
+    finds(
+        "multiraft/src/a.rs",
+        "//! A.\nuse parking_lot::Mutex;\n",
+        "schedules can be chosen",
+    );
+    clean("multiraft/src/sync/a.rs", "//! A.\nuse std::sync::Mutex;\n");
     clean(
         "multiraft/src/threads/a.rs",
         "//! A.\nfn f() { std::thread::spawn(g); }\n",

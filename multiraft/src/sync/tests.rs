@@ -1,7 +1,7 @@
 //! What threads share, each piece by itself, under schedules that shuttle chooses. Whole hosts are
 //! in `tests/interleavings`.
 
-#[path = "../tests/interleavings/check.rs"]
+#[path = "../../tests/interleavings/check.rs"]
 mod check;
 
 use std::sync::Arc;
