@@ -2,11 +2,16 @@
 //! answered like that.
 //!
 //! How an operation counts follows from its [`Outcome`]; one that never returned counts as
-//! [`Outcome::Unknown`]. Reads without an answer say nothing and are left out.
+//! [`Outcome::Unknown`]. Reads without an answer say nothing and are left out. What a client does again
+//! because it does not know what became of it is still one operation here, from the first invocation to
+//! the last answer: the subject promises that it has its effect once.
 //!
-//! Each object of each group is checked on its own, by the specification of the world's [`Subject`]. What
-//! a client does again because it does not know what became of it is still one operation here, from the
-//! first invocation to the last answer: the subject promises that it has its effect once.
+//! Each object of each group is checked on its own, by the specification of the world's [`Subject`]:
+//!
+//! * [`LINEARIZABILITY`]: there is an order of the operations that respects real time and explains all
+//!   answers.
+//! * [`STALE_READS`]: there is one with a place for each read of a replica's own copy, too. So no copy
+//!   shows what nobody had proposed by then, and none goes back.
 //!
 //! Invariants: an operation returns once, not before it is invoked. Equal histories give equal results,
 //! on every machine: nothing here reads a clock.
@@ -16,16 +21,19 @@ mod text;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use polyraft_multiraft::GroupId;
+use polyraft_multiraft::{GroupId, StoreId};
 
-use crate::linearizability::{Call, Limits, Specification, Verdict, check};
-use crate::subject::{Operation, Part, Request, Subject};
+use crate::linearizability::{Call, Lagging, Limits, Place, Specification, Stuck, Verdict, check};
+use crate::observe::Violation;
+use crate::subject::{Operation, Request, Subject};
 use crate::time::Nanos;
 
 pub use text::Register;
 
-/// The name of the property.
-pub const CHECKER: &str = "linearizability";
+/// The name of the property of what clients heard.
+pub const LINEARIZABILITY: &str = "linearizability";
+/// The name of the property of what replicas show.
+pub const STALE_READS: &str = "stale-reads";
 
 /// What a client knows of the effect of its operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +65,31 @@ pub struct Entry {
     pub returned: Option<(Nanos, Outcome)>,
 }
 
+/// A copy of a group's data that never goes back: a replica on a store, from one start of the store to
+/// the next, as long as the replica is not removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalCopy {
+    /// Where.
+    pub store: StoreId,
+    /// Another one after each start, and after each removal of the replica.
+    pub incarnation: u64,
+}
+
+/// A read of a replica's own copy.
+#[derive(Clone, Debug)]
+struct Local {
+    copy: LocalCopy,
+    group: GroupId,
+    query: Operation,
+    output: Bytes,
+    at: Nanos,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     entries: Vec<Entry>,
+    locals: Vec<Local>,
 }
 
 /// How much there was to check, and how much could be decided.
@@ -74,10 +103,14 @@ pub struct HistoryStats {
     pub failed: usize,
     /// Those of which nobody knows.
     pub unknown: usize,
+    /// Reads of replicas' own copies.
+    pub local_reads: usize,
     /// Objects with at least one operation to check.
     pub objects: usize,
     /// Objects on which the search reached a limit before it knew: nothing is known about them.
     pub undecided: usize,
+    /// Objects of which only what clients heard could be decided, not what replicas showed.
+    pub locally_undecided: usize,
 }
 
 /// One object of one group.
@@ -91,11 +124,15 @@ struct Asked {
     reads: bool,
 }
 
-/// A step on one object, with the operation it is a part of.
-#[derive(Clone, Debug)]
-struct Step {
-    entry: usize,
-    call: Call<Asked, Bytes>,
+/// All that is to be explained about one object.
+#[derive(Debug, Default)]
+struct Steps {
+    calls: Vec<Call<Asked, Bytes>>,
+    /// Who asked each call.
+    clients: Vec<u64>,
+    lagging: Vec<Lagging<Asked, Bytes>>,
+    /// Whose copy each lagging read is of.
+    copies: Vec<LocalCopy>,
 }
 
 /// A subject as the specification of one object.
@@ -158,7 +195,27 @@ impl History {
         entry.returned = Some((now, outcome));
     }
 
-    /// All operations, in the order of their invocations.
+    /// Somebody reads from a replica's own copy, now. The operation is a query, as clients ask the
+    /// leader.
+    pub fn local_read(
+        &mut self,
+        now: Nanos,
+        copy: LocalCopy,
+        group: GroupId,
+        query: Operation,
+        output: Bytes,
+    ) {
+        let at = now;
+        self.locals.push(Local {
+            copy,
+            group,
+            query,
+            output,
+            at,
+        });
+    }
+
+    /// All operations of clients, in the order of their invocations.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -167,26 +224,22 @@ impl History {
     /// Checks every object.
     ///
     /// # Errors
-    /// The first object that no single copy could have been, in the order of groups and objects, as text:
-    /// where the search got stuck, and the operations around.
+    /// The first object that cannot be explained, in the order of groups and objects, as text: where the
+    /// search got stuck, and the operations around; the time is that of the answer that has no place.
     pub fn check(
         &self,
         subject: &dyn Subject,
         limits: &Limits<'_>,
-    ) -> Result<HistoryStats, String> {
+    ) -> Result<HistoryStats, Violation> {
         let mut stats = self.count();
         for (object, steps) in self.steps(subject) {
             stats.objects += 1;
-            if let Err(why) = screen(subject, &steps) {
-                return Err(self.tell_screened(subject, &object, &why, &steps));
-            }
-            let calls: Vec<Call<Asked, Bytes>> = steps.iter().map(|s| s.call.clone()).collect();
-            match check(&OneObject(subject), &calls, limits) {
-                Verdict::Linearizable => {}
-                Verdict::Unknown(_) => stats.undecided += 1,
-                Verdict::Violation(stuck) => {
-                    return Err(self.tell_stuck(subject, &object, &stuck, &steps));
-                }
+            steps.screen(subject, &object)?;
+            let of_clients = check(&OneObject(subject), &steps.calls, &[], limits);
+            stats.undecided += steps.judge(subject, &object, LINEARIZABILITY, of_clients)?;
+            if !steps.lagging.is_empty() {
+                let all = check(&OneObject(subject), &steps.calls, &steps.lagging, limits);
+                stats.locally_undecided += steps.judge(subject, &object, STALE_READS, all)?;
             }
         }
         Ok(stats)
@@ -195,6 +248,7 @@ impl History {
     fn count(&self) -> HistoryStats {
         let mut stats = HistoryStats {
             operations: self.entries.len(),
+            local_reads: self.locals.len(),
             ..HistoryStats::default()
         };
         for entry in &self.entries {
@@ -207,52 +261,110 @@ impl History {
         stats
     }
 
-    /// The steps on each object, in the order of their invocations.
-    fn steps(&self, subject: &dyn Subject) -> BTreeMap<Object, Vec<Step>> {
-        let mut steps: BTreeMap<Object, Vec<Step>> = BTreeMap::new();
-        for (number, entry) in self.entries.iter().enumerate() {
-            let mut add = |object: Bytes, input, output, returned| {
-                let reads = matches!(entry.operation.request, Request::Query(_));
-                let call = Call {
-                    input: Asked { input, reads },
-                    output,
-                    invoked: entry.invoked,
-                    returned,
-                };
-                let step = Step {
-                    entry: number,
-                    call,
-                };
-                steps.entry((entry.group, object)).or_default().push(step);
-            };
-            match (&entry.returned, &entry.operation.request) {
-                (Some((at, Outcome::Ok(output))), _) => {
-                    let parts = subject.parts(&entry.operation, output);
-                    for Part {
-                        object,
-                        input,
-                        output,
-                    } in parts
-                    {
-                        add(object, input, Some(output), *at);
-                    }
-                }
-                (Some((_, Outcome::Failed)), _) | (_, Request::Query(_)) => {}
-                (Some((_, Outcome::Unknown)) | None, Request::Command { data, .. }) => {
-                    let object = entry.operation.object.clone();
-                    add(object, data.clone(), None, Nanos::MAX);
-                }
+    /// What is to be explained about each object, in the order of the invocations.
+    fn steps(&self, subject: &dyn Subject) -> BTreeMap<Object, Steps> {
+        let mut objects: BTreeMap<Object, Steps> = BTreeMap::new();
+        for entry in &self.entries {
+            for (object, call) in calls(subject, entry) {
+                let steps = objects.entry((entry.group, object)).or_default();
+                steps.calls.push(call);
+                steps.clients.push(entry.client);
             }
         }
-        steps
+        let mut readers: BTreeMap<(GroupId, LocalCopy), u64> = BTreeMap::new();
+        for local in &self.locals {
+            let next = readers.len() as u64;
+            let reader = *readers.entry((local.group, local.copy)).or_insert(next);
+            for part in subject.parts(&local.query, &local.output) {
+                let steps = objects.entry((local.group, part.object)).or_default();
+                let (input, reads) = (part.input, true);
+                steps.copies.push(local.copy);
+                steps.lagging.push(Lagging {
+                    reader,
+                    input: Asked { input, reads },
+                    output: part.output,
+                    at: local.at,
+                });
+            }
+        }
+        objects
     }
 }
 
-/// What the subject can tell without any search.
-fn screen(subject: &dyn Subject, steps: &[Step]) -> Result<(), String> {
-    let mut seen = steps.iter().map(|step| {
-        let Call { input, output, .. } = &step.call;
-        (&input.input, output.as_ref())
-    });
-    subject.screen(&mut seen)
+/// What a client's operation was, on each object.
+fn calls(subject: &dyn Subject, entry: &Entry) -> Vec<(Bytes, Call<Asked, Bytes>)> {
+    let Entry {
+        operation, invoked, ..
+    } = entry;
+    let call = |input, output, returned| Call {
+        input: Asked {
+            input,
+            reads: matches!(operation.request, Request::Query(_)),
+        },
+        output,
+        invoked: *invoked,
+        returned,
+    };
+    match (&entry.returned, &operation.request) {
+        (Some((at, Outcome::Ok(output))), _) => subject
+            .parts(operation, output)
+            .into_iter()
+            .map(|part| (part.object, call(part.input, Some(part.output), *at)))
+            .collect(),
+        (Some((_, Outcome::Failed)), _) | (_, Request::Query(_)) => Vec::new(),
+        (Some((_, Outcome::Unknown)) | None, Request::Command { data, .. }) => {
+            let unanswered = call(data.clone(), None, Nanos::MAX);
+            vec![(operation.object.clone(), unanswered)]
+        }
+    }
 }
+
+impl Steps {
+    /// What the subject can tell without any search.
+    fn screen(&self, subject: &dyn Subject, object: &Object) -> Result<(), Violation> {
+        let mut seen = self
+            .calls
+            .iter()
+            .map(|call| (&call.input.input, call.output.as_ref()));
+        subject.screen(&mut seen).map_err(|why| Violation {
+            checker: LINEARIZABILITY,
+            at: self.last_answer(),
+            what: self.tell_screened(subject, object, &why),
+        })
+    }
+
+    /// A verdict as an error, or as 1 if there is none.
+    fn judge(
+        &self,
+        subject: &dyn Subject,
+        object: &Object,
+        checker: &'static str,
+        verdict: Verdict<Bytes>,
+    ) -> Result<usize, Violation> {
+        match verdict {
+            Verdict::Linearizable => Ok(0),
+            Verdict::Unknown(_) => Ok(1),
+            Verdict::Violation(stuck) => Err(Violation {
+                checker,
+                at: self.answered(&stuck),
+                what: self.tell_stuck(subject, object, &stuck),
+            }),
+        }
+    }
+
+    fn last_answer(&self) -> Nanos {
+        let answered = self.calls.iter().filter(|call| call.output.is_some());
+        answered.map(|call| call.returned).max().unwrap_or(0)
+    }
+
+    /// When the answer came that has no place.
+    fn answered(&self, stuck: &Stuck<Bytes>) -> Nanos {
+        match stuck.blocked {
+            Place::Call(at) => self.calls[at].returned,
+            Place::Lagging(at) => self.lagging[at].at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

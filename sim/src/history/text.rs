@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use polyraft_multiraft::GroupId;
 
-use super::{History, Object, Step};
-use crate::linearizability::{Call, Stuck};
+use super::{Asked, History, LocalCopy, Object, Steps};
+use crate::linearizability::{Call, Place, Stuck};
 use crate::subject::Subject;
 use crate::time::{MICROSECOND, Nanos, SECOND};
 
@@ -39,19 +39,20 @@ pub enum Register {
     },
 }
 
-impl History {
+impl Steps {
     /// Tells of an object that the subject refused without a search.
     pub(super) fn tell_screened(
         &self,
         subject: &dyn Subject,
         object: &Object,
         why: &str,
-        steps: &[Step],
     ) -> String {
-        let mut text = head(subject, object);
-        let _ = writeln!(text, "{why}. Its operations begin with");
-        for step in steps.iter().take(2 * AROUND) {
-            let _ = writeln!(text, "    {}", self.line(subject, step));
+        let mut text = format!(
+            "object {} cannot be explained: {why}. Its operations begin with\n",
+            name(subject, object)
+        );
+        for call in (0..self.calls.len()).take(2 * AROUND) {
+            let _ = writeln!(text, "    {}", self.line(subject, Place::Call(call)));
         }
         text
     }
@@ -62,57 +63,78 @@ impl History {
         subject: &dyn Subject,
         object: &Object,
         stuck: &Stuck<Bytes>,
-        steps: &[Step],
     ) -> String {
-        let mut text = head(subject, object);
-        let _ = writeln!(
-            text,
-            "the longest order has {} of {} operations and ends with",
+        let mut text = format!(
+            "object {} cannot be explained: the longest order has {} of {} operations and ends with\n",
+            name(subject, object),
             stuck.placed,
-            steps.len()
+            self.calls.len() + self.lagging.len()
         );
         for place in &stuck.order {
-            let _ = writeln!(text, "    {}", self.line(subject, &steps[*place]));
+            let _ = writeln!(text, "    {}", self.line(subject, *place));
         }
         let state = subject.show(&stuck.state);
         let _ = writeln!(
             text,
             "  the state is then {state}, and this has no place any more:"
         );
-        let _ = writeln!(text, "    {}", self.line(subject, &steps[stuck.blocked]));
-        let _ = writeln!(text, "  in the order of invocations, around it:");
-        let from = stuck.blocked.saturating_sub(AROUND);
-        let upto = steps.len().min(stuck.blocked + AROUND + 1);
-        for (place, step) in (from..).zip(&steps[from..upto]) {
+        let _ = writeln!(text, "    {}", self.line(subject, stuck.blocked));
+        let _ = writeln!(
+            text,
+            "  around it, in the order of invocations and local reads:"
+        );
+        for place in self.around(stuck.blocked) {
             let mark = if place == stuck.blocked { ">" } else { " " };
-            let _ = writeln!(text, "  {mark} {}", self.line(subject, step));
+            let _ = writeln!(text, "  {mark} {}", self.line(subject, place));
         }
         text
     }
 
-    /// `client 3: put 7 -> ok [1.000250, 1.000900] s`
-    fn line(&self, subject: &dyn Subject, step: &Step) -> String {
-        let Call {
-            input,
-            output,
-            invoked,
-            returned,
-        } = &step.call;
-        let client = self.entries[step.entry].client;
-        let (input, invoked) = (subject.show(&input.input), seconds(*invoked));
-        match output {
-            Some(output) => format!(
-                "client {client}: {input} -> {} [{invoked}, {}] s",
-                subject.show(output),
-                seconds(*returned)
-            ),
-            None => format!("client {client}: {input} -> unknown [{invoked}, ...] s"),
-        }
+    /// What happened around an operation, and this one, in the order of time.
+    fn around(&self, blocked: Place) -> Vec<Place> {
+        let calls = self.calls.iter().enumerate();
+        let reads = self.lagging.iter().enumerate();
+        let mut all: Vec<(Nanos, Place)> = calls
+            .map(|(at, call)| (call.invoked, Place::Call(at)))
+            .chain(reads.map(|(at, read)| (read.at, Place::Lagging(at))))
+            .collect();
+        all.sort_by_key(|(at, _)| *at);
+        let middle = all.iter().position(|(_, place)| *place == blocked);
+        let middle = middle.unwrap_or(0);
+        let upto = all.len().min(middle + AROUND + 1);
+        let shown = &all[middle.saturating_sub(AROUND)..upto];
+        shown.iter().map(|(_, place)| *place).collect()
     }
 
-    /// The history as `lincheck` reads it. `describe` tells what an input with its output (none: unknown)
-    /// is on a register; objects with an operation that is nothing on a register are left out, and their
-    /// number is returned beside the text.
+    /// `client 3: put 7 -> ok [1.000250, 1.000900] s`
+    fn line(&self, subject: &dyn Subject, place: Place) -> String {
+        let show = |bytes: &Bytes| subject.show(bytes);
+        match place {
+            Place::Call(at) => {
+                let (client, call) = (self.clients[at], &self.calls[at]);
+                let (input, from) = (show(&call.input.input), seconds(call.invoked));
+                match &call.output {
+                    Some(output) => {
+                        let (output, upto) = (show(output), seconds(call.returned));
+                        format!("client {client}: {input} -> {output} [{from}, {upto}] s")
+                    }
+                    None => format!("client {client}: {input} -> unknown [{from}, ...] s"),
+                }
+            }
+            Place::Lagging(at) => {
+                let (LocalCopy { store, incarnation }, read) = (self.copies[at], &self.lagging[at]);
+                let (input, output) = (show(&read.input.input), show(&read.output));
+                let (store, at) = (store.0, seconds(read.at));
+                format!("copy of store {store}.{incarnation}: {input} -> {output} [{at}] s")
+            }
+        }
+    }
+}
+
+impl History {
+    /// What clients heard, as `lincheck` reads it. `describe` tells what an input with its output (none:
+    /// unknown) is on a register; objects with an operation that is nothing on a register are left out,
+    /// and their number is returned beside the text.
     #[must_use]
     pub fn json_lines(
         &self,
@@ -121,12 +143,12 @@ impl History {
     ) -> (String, usize) {
         let (mut text, mut left_out) = (String::new(), 0);
         for (object, steps) in self.steps(subject) {
-            let line = |step: &Step| {
-                let register = describe(&step.call.input.input, step.call.output.as_ref())?;
-                let client = self.entries[step.entry].client;
-                Some(json_line(client, &key(subject, &object), &register, step))
+            let line = |(call, client): (&Call<Asked, Bytes>, &u64)| {
+                let register = describe(&call.input.input, call.output.as_ref())?;
+                Some(json_line(*client, &name(subject, &object), &register, call))
             };
-            match steps.iter().map(line).collect::<Option<String>>() {
+            let calls = steps.calls.iter().zip(&steps.clients);
+            match calls.map(line).collect::<Option<String>>() {
                 Some(lines) => text.push_str(&lines),
                 None => left_out += 1,
             }
@@ -135,12 +157,8 @@ impl History {
     }
 }
 
-fn head(subject: &dyn Subject, object: &Object) -> String {
-    format!("object {} is not linearizable: ", key(subject, object))
-}
-
 /// An object with its group, so that it is one of a kind.
-fn key(subject: &dyn Subject, (GroupId(group), object): &Object) -> String {
+fn name(subject: &dyn Subject, (GroupId(group), object): &Object) -> String {
     format!("{group}/{}", subject.show(object))
 }
 
@@ -149,8 +167,8 @@ fn seconds(at: Nanos) -> String {
     format!("{}.{:06}", at / SECOND, at % SECOND / MICROSECOND)
 }
 
-fn json_line(client: u64, key: &str, register: &Register, step: &Step) -> String {
-    let known = step.call.output.is_some();
+fn json_line(client: u64, key: &str, register: &Register, call: &Call<Asked, Bytes>) -> String {
+    let known = call.output.is_some();
     let none = || "null".to_owned();
     let optional = |text: &Option<String>| text.as_deref().map_or_else(none, quoted);
     let (op, value, expected, result) = match register {
@@ -169,15 +187,15 @@ fn json_line(client: u64, key: &str, register: &Register, step: &Step) -> String
         ),
     };
     let (outcome, result, returned) = match known {
-        true => ("ok", result, step.call.returned),
-        false => ("unknown", none(), step.call.invoked),
+        true => ("ok", result, call.returned),
+        false => ("unknown", none(), call.invoked),
     };
     let key = quoted(key);
     format!(
         "{{\"client\":{client},\"op\":\"{op}\",\"key\":{key},\"value\":{value},\
          \"expected\":{expected},\"result\":{result},\"outcome\":\"{outcome}\",\
          \"invoke_ns\":{},\"return_ns\":{returned}}}\n",
-        step.call.invoked
+        call.invoked
     )
 }
 

@@ -18,6 +18,7 @@
 //! Contract: equal calls give equal verdicts, however the machine is; nothing here reads a clock.
 
 mod bits;
+mod entries;
 mod search;
 
 use std::hash::Hash;
@@ -63,6 +64,29 @@ pub struct Call<I, O> {
     pub returned: u64,
 }
 
+/// A read of a copy that may lag behind, and so may show any earlier state, but never goes back: reads by
+/// the same reader show states in the order in which they were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lagging<I, O> {
+    /// Which copy. Reads of one copy are given in their order.
+    pub reader: u64,
+    /// What was asked; [reads](Specification::is_read) only.
+    pub input: I,
+    /// What was answered.
+    pub output: O,
+    /// When it was answered: no operation invoked later can have been seen.
+    pub at: u64,
+}
+
+/// An operation of a history, by its place in what [`check`] was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// One of the calls.
+    Call(usize),
+    /// One of the lagging reads.
+    Lagging(usize),
+}
+
 /// How much a search may take for one object.
 #[derive(Clone, Copy)]
 pub struct Limits<'a> {
@@ -77,8 +101,8 @@ pub struct Limits<'a> {
 impl Default for Limits<'_> {
     fn default() -> Self {
         Self {
-            configurations: 500_000,
-            steps: 20_000_000,
+            configurations: 300_000,
+            steps: 5_000_000,
             give_up: None,
         }
     }
@@ -115,17 +139,17 @@ pub enum Verdict<S> {
     Unknown(Limit),
 }
 
-/// The longest order that was found before no operation could follow. Operations are places in the calls.
+/// The longest order that was found before no operation could follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stuck<S> {
     /// How many operations it has.
     pub placed: usize,
     /// The last of them, at most [`Stuck::SHOWN`], oldest first.
-    pub order: Vec<usize>,
+    pub order: Vec<Place>,
     /// The state after it.
     pub state: S,
     /// The operation that had to take effect next and could not.
-    pub blocked: usize,
+    pub blocked: Place,
 }
 
 impl<S> Stuck<S> {
@@ -133,12 +157,16 @@ impl<S> Stuck<S> {
     pub const SHOWN: usize = 10;
 }
 
-/// Looks for an order of the calls on one object. They may come in any order, and must not return before
-/// they are invoked.
+/// Looks for an order of the calls on one object in which there is also a place for every lagging read.
+/// Calls may be given in any order; none returns before it is invoked.
 pub fn check<S: Specification>(
     specification: &S,
     calls: &[Call<S::Input, S::Output>],
+    lagging: &[Lagging<S::Input, S::Output>],
     limits: &Limits<'_>,
 ) -> Verdict<S::State> {
-    search::Search::new(specification, calls).run(limits)
+    search::Search::new(specification, calls, lagging).run(limits)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,9 @@
 //! The search for an order.
 //!
-//! Calls and returns of answered operations lie in one doubly linked list in the order of time. From its
-//! head the search takes the first call that the specification allows, lifts the call and its return out
-//! of the list and begins at the head again. A return at the head means that its operation had to take
-//! effect by now and did not: then unanswered operations are tried, and if none helps, the last choice is
-//! undone. The search succeeds when every return has left the list.
+//! From the head of the [list](super::entries) of calls and returns the search takes the first call that
+//! the specification allows, lifts its operation out of the list and begins at the head again. A return
+//! at the head means that its operation had to take effect by now and did not: then unanswered operations
+//! are tried, and if none helps, the last choice is undone. The search succeeds when the list is empty.
 //!
 //! Four rules keep it small. All orders that they skip are worse than one that is left, where better
 //! means: fewer unanswered operations; these later; then these in the order of their invocations.
@@ -12,9 +11,10 @@
 //! * An unanswered operation followed by B is skipped if B without it leads to the same state, or if B
 //!   may as well come first.
 //! * Of unanswered operations with equal input the one invoked first is used first.
-//! * A read that fits now takes effect now.
-//! * A configuration is answered operations done, state, and unanswered operations used. One that has
-//!   been visited with the same two and a subset of the third had more to go on with, and failed.
+//! * A read that fits now takes effect now, a lagging one, too, if it is the next of its reader.
+//! * A configuration is answered operations done, state, unanswered operations used, and lagging reads
+//!   done. One that has been visited with the same two, a subset of the third and a superset of the
+//!   fourth was no worse to go on from, and failed.
 //!
 //! Only configurations right after an answered operation are remembered: what may follow an unanswered
 //! one depends on how it was reached, by the first rule.
@@ -27,7 +27,8 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{BuildHasherDefault, Hash};
 
 use super::bits::Bits;
-use super::{Call, Limit, Limits, Specification, Stuck, Verdict};
+use super::entries::{Entries, Event, Kind};
+use super::{Call, Lagging, Limit, Limits, Place, Specification, Stuck, Verdict};
 
 /// Hashes equally in every run.
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
@@ -38,23 +39,11 @@ const ROWS: [usize; 4] = [1, 2, 4, usize::MAX];
 /// A state as a small number.
 type StateId = u32;
 
-/// Index of the list's head; events follow from 1.
-const HEAD: usize = 0;
-
-#[derive(Clone, Copy)]
-struct Event {
-    /// A place in `answered`.
-    operation: usize,
-    at: u64,
-    /// The event of the return if this is a call; `None` for a return.
-    returns: Option<usize>,
-    previous: usize,
-    next: usize,
-}
-
 /// What to try next.
 #[derive(Clone, Copy)]
 enum Cursor {
+    /// The next lagging read of readers from this one on.
+    Reader(usize),
     /// The call or return at this event.
     Event(usize),
     /// Unanswered operations from this place, if invoked until then.
@@ -64,10 +53,17 @@ enum Cursor {
 /// What took effect.
 #[derive(Clone, Copy)]
 enum Choice {
-    /// The call at an event; with whether it is a read, so that there is no alternative to it.
-    Answered { call: usize, forced: bool },
+    /// The call at an event, a place in `answered`; with whether it is a read, so that there is no
+    /// alternative to it.
+    Answered {
+        call: usize,
+        operation: usize,
+        forced: bool,
+    },
     /// A place in `unanswered`, and until when those tried with it are invoked.
     Unanswered { place: usize, until: u64 },
+    /// The next lagging read of a reader. There is no alternative to it.
+    Lagging { reader: usize, read: usize },
 }
 
 /// What came of trying an operation.
@@ -78,24 +74,46 @@ enum Tried {
     DeadEnd,
 }
 
+/// The reads of one lagging copy.
+struct Reader {
+    /// Places in `lagging`.
+    reads: Vec<usize>,
+    /// How many took effect.
+    done: usize,
+}
+
+/// What a configuration has besides answered operations and state.
+struct Rest {
+    used: Bits,
+    read: Vec<usize>,
+}
+
+impl Rest {
+    /// Whether everything that can follow `other` can follow this.
+    fn is_no_worse(&self, other: &Self) -> bool {
+        let read_more = self.read.iter().zip(&other.read).all(|(a, b)| a >= b);
+        read_more && self.used.is_subset(&other.used)
+    }
+}
+
 pub(super) struct Search<'a, S: Specification> {
     specification: &'a S,
     calls: &'a [Call<S::Input, S::Output>],
+    lagging: &'a [Lagging<S::Input, S::Output>],
     /// Calls with an answer, by invocation.
     answered: Vec<usize>,
     /// Calls without, by invocation.
     unanswered: Vec<usize>,
     /// For each unanswered operation the one before it with equal input.
     twins: Vec<Option<usize>>,
-    events: Vec<Event>,
+    readers: Vec<Reader>,
+    entries: Entries,
     states: Vec<S::State>,
     ids: Map<S::State, StateId>,
     /// Answered operations that took effect.
     done: Bits,
     /// Unanswered operations that took effect.
     used: Bits,
-    /// Returns still in the list.
-    returns_left: usize,
     /// Choices made, each with the state before it.
     chosen: Vec<(Choice, StateId)>,
     /// Unanswered operations at the end of `chosen`.
@@ -103,14 +121,18 @@ pub(super) struct Search<'a, S: Specification> {
     longest_row: usize,
     /// Whether an operation was skipped because of the bound of this pass.
     bounded: bool,
-    visited: Map<(Bits, StateId), Vec<Bits>>,
+    visited: Map<(Bits, StateId), Vec<Rest>>,
     configurations: usize,
     steps: u64,
     longest: Option<Stuck<StateId>>,
 }
 
 impl<'a, S: Specification> Search<'a, S> {
-    pub(super) fn new(specification: &'a S, calls: &'a [Call<S::Input, S::Output>]) -> Self {
+    pub(super) fn new(
+        specification: &'a S,
+        calls: &'a [Call<S::Input, S::Output>],
+        lagging: &'a [Lagging<S::Input, S::Output>],
+    ) -> Self {
         let pick = |wanted: bool| {
             let mut places: Vec<usize> = (0..calls.len())
                 .filter(|at| calls[*at].output.is_some() == wanted)
@@ -124,9 +146,10 @@ impl<'a, S: Specification> Search<'a, S> {
         Self {
             specification,
             calls,
+            lagging,
             twins: twins(inputs),
-            events: events(&answered, calls),
-            returns_left: answered.len(),
+            readers: readers(lagging),
+            entries: Entries::new(&answered, calls, lagging),
             answered,
             unanswered,
             states: Vec::new(),
@@ -172,48 +195,20 @@ impl<'a, S: Specification> Search<'a, S> {
     /// Whether there is an order within the bound; if there is none, nothing is chosen in the end.
     fn pass(&mut self, initial: StateId, limits: &Limits<'_>) -> Result<bool, Limit> {
         let mut state = initial;
-        let mut cursor = Cursor::Event(self.events[HEAD].next);
+        let mut cursor = Cursor::Reader(0);
         let mut turns = 0u64;
-        while self.returns_left > 0 {
+        while !self.entries.is_empty() {
             turns += 1;
             self.check_limits(turns, limits)?;
-            let next = match cursor {
-                Cursor::Event(at) => match self.events[at].returns {
-                    Some(_) => match self.take_answered(at, state) {
-                        Tried::Taken(after) => {
-                            state = after;
-                            Some(Cursor::Event(self.events[HEAD].next))
-                        }
-                        Tried::Refused => Some(Cursor::Event(self.events[at].next)),
-                        Tried::DeadEnd => None,
-                    },
-                    None => {
-                        let Event { operation, at, .. } = self.events[at];
-                        self.remember_longest(self.answered[operation], state);
-                        Some(Cursor::Unanswered { from: 0, until: at })
-                    }
-                },
-                Cursor::Unanswered { from, until } => match self.candidate(from, until) {
-                    Some(place) => match self.take_unanswered(place, until, state) {
-                        Some(after) => {
-                            state = after;
-                            Some(Cursor::Event(self.events[HEAD].next))
-                        }
-                        None => Some(Cursor::Unanswered {
-                            from: place + 1,
-                            until,
-                        }),
-                    },
-                    None => None,
-                },
+            let (next, after) = match cursor {
+                Cursor::Reader(from) => (Some(self.try_reader(from, state)), state),
+                Cursor::Event(at) => self.try_event(at, state),
+                Cursor::Unanswered { from, until } => self.try_unanswered(from, until, state),
             };
-            cursor = match next {
-                Some(cursor) => cursor,
+            (cursor, state) = match next {
+                Some(cursor) => (cursor, after),
                 None => match self.undo() {
-                    Some((cursor, before)) => {
-                        state = before;
-                        cursor
-                    }
+                    Some(next) => next,
                     None => return Ok(false),
                 },
             };
@@ -234,16 +229,56 @@ impl<'a, S: Specification> Search<'a, S> {
         Ok(())
     }
 
+    /// Lets the next read of a reader take effect, if it fits. What fits fits before anything else.
+    fn try_reader(&mut self, from: usize, state: StateId) -> Cursor {
+        let Some(reader) = self.readers.get(from) else {
+            return Cursor::Event(self.entries.first());
+        };
+        let Some(read) = reader.reads.get(reader.done).copied() else {
+            return Cursor::Reader(from + 1);
+        };
+        let Lagging { input, output, .. } = &self.lagging[read];
+        if self.step_of(input, Some(output), state) != Some(state) {
+            return Cursor::Reader(from + 1);
+        }
+        self.readers[from].done += 1;
+        self.entries.lift_read(read);
+        let reader = from;
+        self.push(Choice::Lagging { reader, read }, state);
+        Cursor::Reader(from)
+    }
+
+    /// Goes on at a call or return: what to try next (nothing: undo), and the state then.
+    fn try_event(&mut self, at: usize, state: StateId) -> (Option<Cursor>, StateId) {
+        let Event {
+            at: until, kind, ..
+        } = self.entries.get(at);
+        let blocked = match kind {
+            Kind::Call { operation, .. } => {
+                return match self.take_answered(at, operation, state) {
+                    Tried::Taken(after) => (Some(Cursor::Reader(0)), after),
+                    Tried::Refused => (Some(Cursor::Event(self.entries.after(at))), state),
+                    Tried::DeadEnd => (None, state),
+                };
+            }
+            Kind::Return { operation } => Place::Call(self.answered[operation]),
+            Kind::Lagging { read } => Place::Lagging(read),
+            Kind::Head => unreachable!("what is left has a return, where the search turns"),
+        };
+        self.remember_longest(blocked, state);
+        (Some(Cursor::Unanswered { from: 0, until }), state)
+    }
+
     /// Lets the operation of a call take effect, if its answer fits and the outcome is new.
-    fn take_answered(&mut self, call: usize, state: StateId) -> Tried {
-        let operation = self.events[call].operation;
-        let Some(after) = self.step(self.answered[operation], state) else {
+    fn take_answered(&mut self, call: usize, operation: usize, state: StateId) -> Tried {
+        let place = self.answered[operation];
+        let Some(after) = self.step(place, state) else {
             return Tried::Refused;
         };
-        if self.is_worse(self.answered[operation], None, after) {
+        if self.is_worse(place, None, after) {
             return Tried::Refused;
         }
-        let forced = after == state && self.is_read(self.answered[operation]);
+        let forced = after == state && self.is_read(place);
         self.done.set(operation, true);
         if !self.remember(after) {
             self.done.set(operation, false);
@@ -252,24 +287,40 @@ impl<'a, S: Specification> Search<'a, S> {
                 false => Tried::Refused,
             };
         }
-        self.push(Choice::Answered { call, forced }, state);
-        self.unlink(call);
-        if let Some(returns) = self.events[call].returns {
-            self.unlink(returns);
-        }
-        self.returns_left -= 1;
+        self.entries.lift(call);
+        let choice = Choice::Answered {
+            call,
+            operation,
+            forced,
+        };
+        self.push(choice, state);
         Tried::Taken(after)
     }
 
-    /// The first unanswered operation from a place on that may take effect.
-    fn candidate(&self, from: usize, until: u64) -> Option<usize> {
+    /// Tries the first unanswered operation from a place on that may take effect.
+    fn try_unanswered(
+        &mut self,
+        from: usize,
+        until: u64,
+        state: StateId,
+    ) -> (Option<Cursor>, StateId) {
         let invoked = |place: &usize| self.calls[self.unanswered[*place]].invoked <= until;
-        (from..self.unanswered.len())
+        let candidate = (from..self.unanswered.len())
             .take_while(invoked)
             .find(|place| {
                 let first_of_twins = self.twins[*place].is_none_or(|twin| self.used.contains(twin));
                 first_of_twins && !self.used.contains(*place)
-            })
+            });
+        let Some(place) = candidate else {
+            return (None, state);
+        };
+        match self.take_unanswered(place, until, state) {
+            Some(after) => (Some(Cursor::Reader(0)), after),
+            None => {
+                let from = place + 1;
+                (Some(Cursor::Unanswered { from, until }), state)
+            }
+        }
     }
 
     fn take_unanswered(&mut self, place: usize, until: u64, state: StateId) -> Option<StateId> {
@@ -306,7 +357,7 @@ impl<'a, S: Specification> Search<'a, S> {
 
     fn push(&mut self, choice: Choice, before: StateId) {
         self.row = match choice {
-            Choice::Answered { .. } => 0,
+            Choice::Answered { .. } | Choice::Lagging { .. } => 0,
             Choice::Unanswered { .. } => self.row + 1,
         };
         self.chosen.push((choice, before));
@@ -316,17 +367,27 @@ impl<'a, S: Specification> Search<'a, S> {
     fn undo(&mut self) -> Option<(Cursor, StateId)> {
         while let Some((choice, before)) = self.chosen.pop() {
             let cursor = match choice {
-                Choice::Answered { call, forced } => {
-                    self.put_back(call);
+                Choice::Answered {
+                    call,
+                    operation,
+                    forced,
+                } => {
+                    self.entries.unlift(call);
+                    self.done.set(operation, false);
                     if forced {
                         continue;
                     }
-                    Cursor::Event(self.events[call].next)
+                    Cursor::Event(self.entries.after(call))
                 }
                 Choice::Unanswered { place, until } => {
                     self.used.set(place, false);
                     let from = place + 1;
                     Cursor::Unanswered { from, until }
+                }
+                Choice::Lagging { reader, read } => {
+                    self.readers[reader].done -= 1;
+                    self.entries.unlift_read(read);
+                    continue;
                 }
             };
             let unanswered =
@@ -338,54 +399,43 @@ impl<'a, S: Specification> Search<'a, S> {
         None
     }
 
-    /// Links are restored in the opposite order of their removal, so each finds its neighbours as it left
-    /// them (Knuth's dancing links).
-    fn put_back(&mut self, call: usize) {
-        let event = self.events[call];
-        if let Some(returns) = event.returns {
-            self.relink(returns);
-        }
-        self.relink(call);
-        self.returns_left += 1;
-        self.done.set(event.operation, false);
-    }
-
-    fn unlink(&mut self, at: usize) {
-        let Event { previous, next, .. } = self.events[at];
-        self.events[previous].next = next;
-        self.events[next].previous = previous;
-    }
-
-    fn relink(&mut self, at: usize) {
-        let Event { previous, next, .. } = self.events[at];
-        self.events[previous].next = at;
-        self.events[next].previous = at;
-    }
-
-    /// Remembers the configuration with this state; whether none was at least as good.
+    /// Remembers the configuration with this state; whether none was no worse.
     fn remember(&mut self, state: StateId) -> bool {
+        let now = Rest {
+            used: self.used.clone(),
+            read: self.readers.iter().map(|reader| reader.done).collect(),
+        };
         let seen = self.visited.entry((self.done.clone(), state)).or_default();
         self.steps += seen.len() as u64;
-        if seen.iter().any(|used| used.is_subset(&self.used)) {
+        if seen.iter().any(|rest| rest.is_no_worse(&now)) {
             return false;
         }
         let before = seen.len();
-        seen.retain(|used| !self.used.is_subset(used));
-        seen.push(self.used.clone());
+        seen.retain(|rest| !now.is_no_worse(rest));
+        seen.push(now);
         self.configurations = self.configurations + seen.len() - before;
         true
     }
 
-    fn step(&mut self, operation: usize, state: StateId) -> Option<StateId> {
+    fn step(&mut self, call: usize, state: StateId) -> Option<StateId> {
+        let Call { input, output, .. } = &self.calls[call];
+        self.step_of(input, output.as_ref(), state)
+    }
+
+    fn step_of(
+        &mut self,
+        input: &S::Input,
+        output: Option<&S::Output>,
+        state: StateId,
+    ) -> Option<StateId> {
         self.steps += 1;
-        let Call { input, output, .. } = &self.calls[operation];
         let state = &self.states[state as usize];
-        let after = self.specification.step(state, input, output.as_ref())?;
+        let after = self.specification.step(state, input, output)?;
         Some(self.id(after))
     }
 
-    fn is_read(&self, operation: usize) -> bool {
-        let Call { input, output, .. } = &self.calls[operation];
+    fn is_read(&self, call: usize) -> bool {
+        let Call { input, output, .. } = &self.calls[call];
         let is_read = |output| self.specification.is_read(input, output);
         output.as_ref().is_some_and(is_read)
     }
@@ -400,22 +450,26 @@ impl<'a, S: Specification> Search<'a, S> {
         id
     }
 
-    fn remember_longest(&mut self, blocked: usize, state: StateId) {
+    fn remember_longest(&mut self, blocked: Place, state: StateId) {
         let longest = self.longest.as_ref();
         if longest.is_some_and(|longest| self.chosen.len() <= longest.placed) {
             return;
         }
-        let operation = |(choice, _): &(Choice, StateId)| match choice {
-            Choice::Answered { call, .. } => self.answered[self.events[*call].operation],
-            Choice::Unanswered { place, .. } => self.unanswered[*place],
-        };
         let shown = self.chosen.len().saturating_sub(Stuck::<()>::SHOWN);
         self.longest = Some(Stuck {
             placed: self.chosen.len(),
-            order: self.chosen[shown..].iter().map(operation).collect(),
+            order: self.chosen[shown..].iter().map(|c| self.place(c)).collect(),
             state,
             blocked,
         });
+    }
+
+    fn place(&self, (choice, _): &(Choice, StateId)) -> Place {
+        match choice {
+            Choice::Answered { operation, .. } => Place::Call(self.answered[*operation]),
+            Choice::Unanswered { place, .. } => Place::Call(self.unanswered[*place]),
+            Choice::Lagging { read, .. } => Place::Lagging(*read),
+        }
     }
 }
 
@@ -428,37 +482,16 @@ fn twins<'a, I: Eq + Hash + 'a>(inputs: impl Iterator<Item = &'a I>) -> Vec<Opti
         .collect()
 }
 
-/// Calls and returns in the order of time as a ring through [`HEAD`]. At one instant calls come first:
-/// operations that touch count as concurrent, so a coarse clock raises no false alarm.
-fn events<I, O>(answered: &[usize], calls: &[Call<I, O>]) -> Vec<Event> {
-    let mut moments: Vec<(u64, bool, usize)> = Vec::with_capacity(answered.len() * 2);
-    for (operation, at) in answered.iter().enumerate() {
-        moments.push((calls[*at].invoked, false, operation));
-        moments.push((calls[*at].returned, true, operation));
-    }
-    moments.sort_unstable();
-    let ring = moments.len() + 1;
-    let mut events = vec![Event {
-        operation: usize::MAX,
-        at: 0,
-        returns: None,
-        previous: ring - 1,
-        next: 1 % ring,
-    }];
-    let mut begun = vec![HEAD; answered.len()];
-    for (place, (at, is_return, operation)) in (1..).zip(moments) {
-        if is_return {
-            events[begun[operation]].returns = Some(place);
-        } else {
-            begun[operation] = place;
+fn readers<I, O>(lagging: &[Lagging<I, O>]) -> Vec<Reader> {
+    let mut places: Map<u64, usize> = Map::default();
+    let mut readers: Vec<Reader> = Vec::new();
+    for (read, Lagging { reader, .. }) in lagging.iter().enumerate() {
+        let place = *places.entry(*reader).or_insert(readers.len());
+        if place == readers.len() {
+            let (reads, done) = (Vec::new(), 0);
+            readers.push(Reader { reads, done });
         }
-        events.push(Event {
-            operation,
-            at,
-            returns: None,
-            previous: place - 1,
-            next: (place + 1) % ring,
-        });
+        readers[place].reads.push(read);
     }
-    events
+    readers
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use polyraft_sim::linearizability::{self, Call, Limit, Specification};
+use polyraft_sim::linearizability::{self, Call, Limit, Place, Specification};
 
 use super::{Action, Limits, Operation, Outcome, Stuck, Verdict};
 
@@ -65,17 +65,19 @@ pub(super) fn check_key(operations: &[&Operation], limits: &Limits) -> Verdict {
         steps: u64::MAX,
         give_up: Some(&|| started.elapsed() > limits.time),
     };
-    match linearizability::check(&Register, &calls, &limits) {
+    match linearizability::check(&Register, &calls, &[], &limits) {
         linearizability::Verdict::Linearizable => Verdict::Linearizable,
-        linearizability::Verdict::Violation(stuck) => Verdict::Violation(Stuck {
-            order: stuck
-                .order
-                .iter()
-                .map(|place| relevant[*place].clone())
-                .collect(),
-            value: values[stuck.state as usize].clone(),
-            blocked: relevant[stuck.blocked].clone(),
-        }),
+        linearizability::Verdict::Violation(stuck) => {
+            let operation = |place: &Place| match place {
+                Place::Call(at) => relevant[*at].clone(),
+                Place::Lagging(_) => unreachable!("there are no lagging reads here"),
+            };
+            Verdict::Violation(Stuck {
+                order: stuck.order.iter().map(operation).collect(),
+                value: values[stuck.state as usize].clone(),
+                blocked: operation(&stuck.blocked),
+            })
+        }
         linearizability::Verdict::Unknown(limit) => Verdict::Unknown {
             limit: match limit {
                 Limit::Configurations => "the limit of configurations",
