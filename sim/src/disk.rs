@@ -22,6 +22,8 @@ type Tables = BTreeMap<Cf, BTreeMap<Bytes, Bytes>>;
 #[derive(Clone, Debug, Default)]
 pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
+    /// As of which start this handle writes; none: at any time.
+    start: Option<u64>,
 }
 
 /// What writes run into until it is taken away.
@@ -40,12 +42,16 @@ struct Inner {
     pending: VecDeque<Pending>,
     /// Writes so far; the number of the last one.
     written: u64,
+    /// What went through the write-ahead log up to this write is certain.
+    synced: u64,
     /// Synced writes are durable only when [`SimDisk::complete`] says so.
     deferring: bool,
     fault: Option<DiskFault>,
     broken: bool,
     /// Writes with a sync since the start.
     syncs: u64,
+    /// Grows with each crash: who has the disk from before writes nothing any more.
+    start: u64,
 }
 
 #[derive(Debug)]
@@ -53,8 +59,8 @@ struct Pending {
     number: u64,
     batch: Batch,
     volatile: bool,
-    /// Nothing can undo it.
-    certain: bool,
+    /// Of volatile ones: nothing can undo it any more.
+    flushed: bool,
 }
 
 /// What a power cut or a crash of the process leaves.
@@ -73,6 +79,21 @@ impl SimDisk {
         Self::default()
     }
 
+    /// The disk as a process has it: of no use after the next [`SimDisk::fence`].
+    #[must_use]
+    pub fn opened(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            start: Some(self.inner.lock().start),
+        }
+    }
+
+    /// The process that has the disk open is no more. What is left of it may still be taken apart, but does not
+    /// reach the disk.
+    pub fn fence(&self) {
+        self.inner.lock().start += 1;
+    }
+
     /// Sets or takes away a fault.
     pub fn set_fault(&self, fault: Option<DiskFault>) {
         self.inner.lock().fault = fault;
@@ -82,6 +103,12 @@ impl SimDisk {
     #[must_use]
     pub fn fault(&self) -> Option<DiskFault> {
         self.inner.lock().fault
+    }
+
+    /// Whether a sync has failed since the last crash.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.inner.lock().broken
     }
 
     /// Runs something whose synced writes take a while: they return at once, and are durable when
@@ -102,12 +129,14 @@ impl SimDisk {
     /// The disk as a crash leaves it: what it keeps of what is not certain is drawn.
     pub fn crash(&self, kind: CrashKind, rng: &mut Rng) {
         let mut inner = self.inner.lock();
-        let logged = inner.pending.iter().filter(|p| !p.volatile && !p.certain);
+        let synced = inner.synced;
+        let is_certain = |p: &Pending| p.is_certain(synced);
+        let logged = inner.pending.iter().filter(|p| !p.volatile && !is_certain(p));
         let mut keep_logged = match kind {
             CrashKind::Process => u64::MAX,
             CrashKind::Power => rng.below(logged.count() as u64 + 1),
         };
-        let volatile = inner.pending.iter().filter(|p| p.volatile && !p.certain);
+        let volatile = inner.pending.iter().filter(|p| p.volatile && !is_certain(p));
         // Half of the time nothing was flushed by itself, as usual.
         let mut keep_volatile = match rng.percent(50) {
             true => 0,
@@ -119,14 +148,16 @@ impl SimDisk {
                 true => &mut keep_volatile,
                 false => &mut keep_logged,
             };
-            let survives = pending.certain || *left > 0;
-            if !pending.certain {
+            let certain = is_certain(&pending);
+            let survives = certain || *left > 0;
+            if !certain {
                 *left = left.saturating_sub(1);
             }
             if survives {
                 apply(&mut tables, &pending.batch);
             }
         }
+        inner.synced = inner.written;
         inner.now = Arc::new(tables.clone());
         inner.certain = tables;
         inner.broken = false;
@@ -165,21 +196,29 @@ impl SimDisk {
     }
 }
 
+impl SimDisk {
+    fn check(&self, inner: &Inner) -> Result<(), DiskError> {
+        if self.start.is_some_and(|start| start != inner.start) {
+            return Err(DiskError::Fatal("the process is gone".to_owned()));
+        }
+        if inner.broken {
+            return Err(DiskError::Fatal("an earlier sync failed".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 impl Inner {
     /// Whatever went through the write-ahead log up to a write is certain.
     fn sync(&mut self, upto: u64) {
-        for pending in &mut self.pending {
-            if pending.number > upto {
-                break;
-            }
-            pending.certain |= !pending.volatile;
-        }
+        self.synced = self.synced.max(upto);
         self.settle();
     }
 
     /// Moves the certain beginning of what is pending.
     fn settle(&mut self) {
-        while self.pending.front().is_some_and(|first| first.certain) {
+        let synced = self.synced;
+        while self.pending.front().is_some_and(|first| first.is_certain(synced)) {
             if let Some(first) = self.pending.pop_front() {
                 apply(&mut self.certain, &first.batch);
             }
@@ -188,9 +227,16 @@ impl Inner {
 
     fn settle_all(&mut self) {
         for pending in &mut self.pending {
-            pending.certain = true;
+            pending.flushed = true;
         }
-        self.settle();
+        let upto = self.written;
+        self.sync(upto);
+    }
+}
+
+impl Pending {
+    const fn is_certain(&self, synced: u64) -> bool {
+        if self.volatile { self.flushed } else { self.number <= synced }
     }
 }
 
@@ -234,9 +280,7 @@ fn get(tables: &Tables, cf: Cf, key: &[u8]) -> Option<Bytes> {
 impl Disk for SimDisk {
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
         let mut inner = self.inner.lock();
-        if inner.broken {
-            return Err(DiskError::Fatal("an earlier sync failed".to_owned()));
-        }
+        self.check(&inner)?;
         match inner.fault {
             Some(DiskFault::Full) => return Err(DiskError::Full),
             // What was written may or may not be on the disk.
@@ -280,9 +324,7 @@ impl Disk for SimDisk {
     /// others: else a crash could keep a part of it.
     fn flush(&self, cf: Cf) -> Result<(), DiskError> {
         let mut inner = self.inner.lock();
-        if inner.broken {
-            return Err(DiskError::Fatal("an earlier sync failed".to_owned()));
-        }
+        self.check(&inner)?;
         if inner.fault == Some(DiskFault::Full) {
             return Err(DiskError::Full);
         }
@@ -292,7 +334,7 @@ impl Disk for SimDisk {
             inner.sync(upto);
         }
         for pending in &mut inner.pending {
-            pending.certain |= pending.volatile && touches(pending);
+            pending.flushed |= pending.volatile && touches(pending);
         }
         inner.settle();
         Ok(())
@@ -307,7 +349,7 @@ impl Inner {
             number: self.written,
             batch,
             volatile,
-            certain: false,
+            flushed: false,
         });
     }
 }

@@ -291,6 +291,18 @@ impl Network {
         reached.map(|slot| self.members[slot].store)
     }
 
+    /// The store whose process must move for an arrival to come in: one that stands still takes it later. News of
+    /// connections, and what senders learn, come from elsewhere.
+    #[must_use]
+    pub fn receiver(&self, arrival: &Arrival) -> Option<StoreId> {
+        let slot = match &arrival.0 {
+            Event::Frame { link, .. } => self.links.get(*link)?.to,
+            Event::Late(late) => self.links.get(late.link)?.to,
+            _ => return None,
+        };
+        Some(self.members.get(slot)?.store)
+    }
+
     fn take(&mut self, handed: Handed) {
         let (from, to) = (handed.from, self.slots.get(&handed.to).copied());
         let Member {

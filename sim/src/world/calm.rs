@@ -1,0 +1,162 @@
+//! The time after the faults: everything must work again within a bound, and then everything must agree.
+
+use polyraft_multiraft::{GroupId, StoreId};
+
+use super::{Event, Phase, Stage, World};
+use crate::history::CHECKER;
+use crate::linearizability::Limits;
+use crate::observe::{End, StoreEnd};
+use crate::time::{MILLISECOND, SECOND};
+
+impl World {
+    /// The faults are over.
+    pub(super) fn calm(&mut self) {
+        self.phase = Phase::Calm(self.queue.now());
+        self.end_faults();
+        self.queue.push(SECOND, Event::Look);
+    }
+
+    /// Whether everything works again; if so, the world is over.
+    pub(super) fn look(&mut self) {
+        let Phase::Calm(since) = self.phase else {
+            return;
+        };
+        let lacks = self.lacks();
+        let Some(lack) = lacks else {
+            self.phase = Phase::Over;
+            return;
+        };
+        if self.queue.now().saturating_sub(since) > self.plan.calm {
+            let what = format!("{} s after the last fault: {lack}", self.plan.calm / SECOND);
+            return self.observer.report("liveness", what);
+        }
+        self.queue.push(500 * MILLISECOND, Event::Look);
+    }
+
+    /// What is still missing, in words; in the order in which it is waited for.
+    fn lacks(&mut self) -> Option<String> {
+        for (id, store) in &self.stores {
+            if !store.lost && store.running.is_none() {
+                return Some(format!("store {id} does not run"));
+            }
+        }
+        if self.operators.making() {
+            return Some(format!("groups are not made or ended: {:?}", self.operators.tasks));
+        }
+        for (group, known) in &self.groups {
+            if known.stage == Stage::Live && !self.is_whole(*group) {
+                return Some(format!("group {group} is not rid of a lost store"));
+            }
+        }
+        let live = self.live();
+        let mut unserved = live.iter().filter(|group| !self.clients.served.contains(group));
+        if let Some(group) = unserved.next() {
+            return Some(format!("group {group} serves nobody: {}", self.explain(*group)));
+        }
+        self.clients.closed = true;
+        if !self.clients.are_done() {
+            return Some("clients have no answers".to_owned());
+        }
+        for group in &live {
+            if let Some(lack) = self.disagreement(*group) {
+                return Some(lack);
+            }
+        }
+        let mut stores = self.stores.iter();
+        let busy = stores.find(|(_, s)| s.running.as_ref().is_some_and(|r| !r.is_idle()));
+        // Awake groups have heartbeats under way now and then.
+        busy.map(|(id, _)| format!("store {id} is not at rest"))
+    }
+
+    /// What members of a group lack.
+    fn disagreement(&self, group: GroupId) -> Option<String> {
+        let leader = self.leader(group);
+        let descriptor = leader.and_then(|store| self.stores[&store].handle()?.descriptor(group));
+        let (Some(leader), Some(descriptor)) = (leader, descriptor) else {
+            return Some(format!("group {group} has no leader: {}", self.explain(group)));
+        };
+        let applied = |store: StoreId| {
+            let handle = self.stores.get(&store)?.handle()?;
+            let summary = handle.summary(group)?;
+            Some((summary.replica, summary.basic.applied))
+        };
+        let lead = applied(leader)?.1;
+        for member in &descriptor.members {
+            let there = applied(member.store);
+            if there != Some((member.replica, lead)) {
+                return Some(format!(
+                    "group {group}: {member:?} has {there:?}, its leader {lead}: {}",
+                    self.explain(group)
+                ));
+            }
+        }
+        None
+    }
+
+    /// How every replica of a group sees itself.
+    fn explain(&self, group: GroupId) -> String {
+        let mut lines = Vec::new();
+        for (store, handle) in self.running() {
+            if let Some(summary) = handle.summary(group) {
+                let basic = summary.basic;
+                lines.push(format!(
+                    "store {store}: replica {} {:?} of term {} knows leader {}, commit {}, applied {}, asleep {}",
+                    summary.replica,
+                    basic.soft_state.role,
+                    basic.hard_state.term,
+                    basic.soft_state.leader,
+                    basic.hard_state.commit,
+                    basic.applied,
+                    summary.asleep,
+                ));
+            }
+        }
+        lines.join("; ")
+    }
+
+    /// Everything has come to rest: the checkers look at what is left, and at what clients saw.
+    pub(super) fn judge(&mut self) {
+        let mut end = End {
+            groups: self.live(),
+            ..End::default()
+        };
+        let mut broken = Vec::new();
+        for (id, store) in &self.stores {
+            let Some(running) = &store.running else {
+                continue;
+            };
+            let handle = &running.parts.handle;
+            let replicas = handle.list();
+            let mut data = Vec::new();
+            match running.machine.recover() {
+                Ok(states) => {
+                    for state in states {
+                        match running.machine.digest(&state.descriptor) {
+                            Ok(digest) => data.push((state, digest)),
+                            Err(error) => broken.push(format!("store {id}: {error}")),
+                        }
+                    }
+                }
+                Err(error) => broken.push(format!("store {id}: {error}")),
+            }
+            let owner = |group: GroupId| Some(handle.descriptor(group)?.range.clone());
+            let owners = replicas.iter().map(|replica| (replica.group, owner(replica.group).flatten()));
+            let owners = owners.collect();
+            end.stores.push(StoreEnd {
+                store: *id,
+                stats: handle.stats(),
+                leftovers: crate::leftovers::of(&store.disk, &owners),
+                replicas,
+                data,
+            });
+        }
+        if let Some(what) = broken.into_iter().next() {
+            return self.observer.report("agreement-at-the-end", what);
+        }
+        self.observer.finish(&end);
+        match self.history.check(self.subject.as_ref(), &Limits::default()) {
+            Ok(stats) => self.counts.undecided = stats.undecided as u64,
+            Err(what) => self.observer.report(CHECKER, what),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Clients: each does one operation after another, looks for the leader, tries again, and at some time gives up.
+//!
+//! What a client may conclude is the contract of [`Reject`]: everything but `Ambiguous` certainly had no effect.
+//! No answer in time is as good as `Ambiguous`. An operation whose outcome is unknown is tried again only if the
+//! state machine sees to it that it has its effect once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use polyraft_multiraft::{GroupId, ReadPermit, Reject, Responder, StoreId};
+
+use super::{Answer, Event, Phase, World};
+use crate::history::{Outcome, Ticket};
+use crate::plan::Plan;
+use crate::rng::Rng;
+use crate::sometimes;
+use crate::subject::{Operation, Request};
+use crate::time::{MILLISECOND, Nanos, SECOND};
+
+/// All clients.
+#[derive(Debug)]
+pub(super) struct Clients {
+    each: Vec<Client>,
+    /// Groups that have served somebody since the faults are over.
+    pub(super) served: std::collections::BTreeSet<GroupId>,
+    /// No new operations any more.
+    pub(super) closed: bool,
+}
+
+#[derive(Debug)]
+struct Client {
+    rng: Rng,
+    /// What it has asked so far.
+    number: u64,
+    /// Grows with everything it waits for, so that late answers and alarms are told from awaited ones.
+    token: u64,
+    doing: Option<Doing>,
+    /// Where it thinks the leaders are.
+    leaders: BTreeMap<GroupId, StoreId>,
+    /// What the subject has it remember of each group.
+    memories: BTreeMap<GroupId, Bytes>,
+    patience: Nanos,
+}
+
+#[derive(Debug)]
+struct Doing {
+    id: Ticket,
+    group: GroupId,
+    operation: Operation,
+    since: Nanos,
+    /// An attempt whose outcome nobody knows: it may still have its effect.
+    in_doubt: bool,
+    waiting: Waiting,
+    at: StoreId,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    /// For the time of the next attempt.
+    Pause,
+    /// For an answer, on a store in an incarnation.
+    Answer(u64),
+    /// To read on a store in an incarnation, with leave to.
+    Reading(u64, Box<ReadPermit>),
+}
+
+impl Clients {
+    pub(super) fn new(plan: &Plan, rng: &mut Rng) -> Self {
+        let client = |_| Client {
+            patience: rng.magnitude(SECOND / 2, 30 * SECOND),
+            rng: rng.fork(),
+            number: 0,
+            token: 0,
+            doing: None,
+            leaders: BTreeMap::new(),
+            memories: BTreeMap::new(),
+        };
+        Self {
+            each: (0..plan.clients).map(client).collect(),
+            served: std::collections::BTreeSet::new(),
+            closed: false,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.each.len()
+    }
+
+    pub(super) fn are_done(&self) -> bool {
+        self.each.iter().all(|client| client.doing.is_none())
+    }
+}
+
+impl World {
+    /// An alarm of a client: it begins something, tries again, reads, or has waited too long.
+    pub(super) fn client(&mut self, at: usize, token: u64) {
+        let now = self.queue.now();
+        let client = &mut self.clients.each[at];
+        if client.token != token {
+            return;
+        }
+        match client.doing.take() {
+            None => self.invoke(at),
+            Some(mut doing) => match doing.waiting {
+                Waiting::Pause => {
+                    if now.saturating_sub(doing.since) > client.patience {
+                        return self.give_up(at, doing);
+                    }
+                    self.attempt(at, doing);
+                }
+                Waiting::Answer(_) => {
+                    sometimes!(true, "world: client heard nothing");
+                    doing.in_doubt |= matches!(doing.operation.request, Request::Command { .. });
+                    self.after_doubt(at, doing);
+                }
+                Waiting::Reading(incarnation, permit) => {
+                    doing.waiting = Waiting::Pause;
+                    self.read(at, doing, incarnation, &permit);
+                }
+            },
+        }
+    }
+
+    fn invoke(&mut self, at: usize) {
+        if self.clients.closed {
+            return;
+        }
+        let live = self.live();
+        let unserved: Vec<GroupId> = match self.phase {
+            Phase::Calm(_) => {
+                let served = &self.clients.served;
+                live.iter().copied().filter(|group| !served.contains(group)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let (client, now) = (&mut self.clients.each[at], self.queue.now());
+        let choice = if unserved.is_empty() { &live } else { &unserved };
+        let Some(&group) = client.rng.pick(choice) else {
+            client.token += 1;
+            return self.queue.push(SECOND, Event::Client(at, client.token));
+        };
+        client.number += 1;
+        let (name, memory) = (at as u64 + 1, client.memories.get(&group));
+        let memory = memory.cloned().unwrap_or_default();
+        let operation = self.subject.next(&mut client.rng, group, name, client.number, &memory);
+        let id = self.history.invoke(now, at as u64 + 1, group, operation.clone());
+        let doing = Doing {
+            id,
+            group,
+            operation,
+            since: now,
+            in_doubt: false,
+            waiting: Waiting::Pause,
+            at: StoreId(0),
+        };
+        self.attempt(at, doing);
+    }
+
+    /// Asks the store that it takes for the leader's.
+    fn attempt(&mut self, at: usize, mut doing: Doing) {
+        let group = doing.group;
+        let members: Vec<StoreId> = self.stores.keys().copied().collect();
+        let client = &mut self.clients.each[at];
+        let guess = client.leaders.get(&group).copied();
+        let guess = guess.or_else(|| client.rng.pick(&members).copied());
+        let store = guess.unwrap_or_default();
+        let running = self.stores.get(&store);
+        let running = running.and_then(|s| Some((s.handle()?.clone(), s.incarnation)));
+        let Some((handle, incarnation)) = running else {
+            client.leaders.remove(&group);
+            return self.pause(at, doing);
+        };
+        client.token += 1;
+        let (token, answers) = (client.token, Arc::clone(&self.answers));
+        doing.waiting = Waiting::Answer(incarnation);
+        doing.at = store;
+        match &doing.operation.request {
+            Request::Command { data, .. } => {
+                let respond = Responder::new(
+                    || Err(Reject::Ambiguous),
+                    move |result| answers.lock().push(Answer::Command(at, token, result)),
+                );
+                handle.propose(group, data.clone(), respond);
+            }
+            Request::Query(_) => {
+                let respond = Responder::new(
+                    || Err(Reject::Ambiguous),
+                    move |result| answers.lock().push(Answer::Permit(at, token, result)),
+                );
+                handle.read(group, respond);
+            }
+        }
+        let limit = client.rng.magnitude(200 * MILLISECOND, 10 * SECOND);
+        self.queue.push(limit, Event::Client(at, token));
+        client.doing = Some(doing);
+        self.kick(store);
+    }
+
+    /// A while later it tries again.
+    fn pause(&mut self, at: usize, mut doing: Doing) {
+        let client = &mut self.clients.each[at];
+        doing.waiting = Waiting::Pause;
+        client.doing = Some(doing);
+        client.token += 1;
+        let after = client.rng.magnitude(MILLISECOND, 300 * MILLISECOND);
+        self.queue.push(after, Event::Client(at, client.token));
+    }
+
+    pub(super) fn client_told(&mut self, at: usize, token: u64, result: Result<Bytes, Reject>) {
+        let client = &mut self.clients.each[at];
+        if client.token != token {
+            return;
+        }
+        let Some(mut doing) = client.doing.take() else {
+            return;
+        };
+        match result {
+            Ok(output) => self.answered(at, doing, output),
+            Err(Reject::Ambiguous) => {
+                sometimes!(true, "world: command ambiguous");
+                doing.in_doubt = true;
+                self.after_doubt(at, doing);
+            }
+            Err(reject) => self.refused(at, doing, &reject),
+        }
+    }
+
+    pub(super) fn client_permitted(
+        &mut self,
+        at: usize,
+        token: u64,
+        result: Result<ReadPermit, Reject>,
+    ) {
+        let client = &mut self.clients.each[at];
+        if client.token != token {
+            return;
+        }
+        let Some(mut doing) = client.doing.take() else {
+            return;
+        };
+        match result {
+            Ok(permit) => {
+                let Waiting::Answer(incarnation) = doing.waiting else {
+                    return;
+                };
+                doing.waiting = Waiting::Reading(incarnation, Box::new(permit));
+                client.doing = Some(doing);
+                client.token += 1;
+                // Between leave and read the store goes on.
+                let after = client.rng.magnitude(1_000, 20 * MILLISECOND);
+                self.queue.push(after, Event::Client(at, client.token));
+            }
+            Err(reject) => self.refused(at, doing, &reject),
+        }
+    }
+
+    fn refused(&mut self, at: usize, doing: Doing, reject: &Reject) {
+        let client = &mut self.clients.each[at];
+        match reject {
+            Reject::NotLeader {
+                leader: Some(leader),
+            } if leader.store != doing.at => {
+                client.leaders.insert(doing.group, leader.store);
+            }
+            Reject::Busy(_) | Reject::DiskFull => {
+                sometimes!(matches!(reject, Reject::Busy(_)), "world: proposal refused busy");
+                sometimes!(matches!(reject, Reject::DiskFull), "world: proposal refused disk full");
+            }
+            _ => {
+                client.leaders.remove(&doing.group);
+            }
+        }
+        self.pause(at, doing);
+    }
+
+    /// The read itself, as the server does it: the replica must still lead after it.
+    fn read(&mut self, at: usize, doing: Doing, incarnation: u64, permit: &ReadPermit) {
+        let store = self.stores.get(&doing.at);
+        let store = store.filter(|store| store.incarnation == incarnation);
+        let running = store.and_then(|store| store.running.as_ref());
+        let (Some(running), Request::Query(query)) = (running, &doing.operation.request) else {
+            return self.pause(at, doing);
+        };
+        let output = running.machine.query(&permit.descriptor, query);
+        let summary = running.parts.handle.summary(doing.group);
+        let leads = summary.is_some_and(|summary| {
+            summary.basic.soft_state.role == polyraft_core::RoleName::Leader
+        });
+        match output {
+            Ok(output) if leads => self.answered(at, doing, output),
+            Ok(_) => {
+                sometimes!(true, "world: read after leadership");
+                self.pause(at, doing);
+            }
+            Err(_) => self.pause(at, doing),
+        }
+    }
+
+    fn answered(&mut self, at: usize, doing: Doing, output: Bytes) {
+        let now = self.queue.now();
+        let client = &mut self.clients.each[at];
+        client.leaders.insert(doing.group, doing.at);
+        let memory = client.memories.entry(doing.group).or_default();
+        *memory = self.subject.remember(&doing.operation, &output, memory);
+        if !self.subject.tells(&doing.operation, &output, doing.in_doubt) {
+            sometimes!(true, "world: answer that tells nothing");
+            self.counts.unknown += 1;
+            self.history.returned(now, doing.id, Outcome::Unknown);
+            return self.rest(at);
+        }
+        sometimes!(doing.in_doubt, "world: command answered at a later attempt");
+        self.history.returned(now, doing.id, Outcome::Ok(output));
+        self.counts.answered += 1;
+        if self.phase != Phase::Chaos {
+            self.clients.served.insert(doing.group);
+        }
+        self.rest(at);
+    }
+
+    /// Nobody knows what became of an attempt.
+    fn after_doubt(&mut self, at: usize, doing: Doing) {
+        self.clients.each[at].leaders.remove(&doing.group);
+        match doing.operation.request {
+            Request::Command {
+                repeatable: false, ..
+            } => self.give_up(at, doing),
+            _ => self.pause(at, doing),
+        }
+    }
+
+    fn give_up(&mut self, at: usize, doing: Doing) {
+        let now = self.queue.now();
+        let outcome = match doing.in_doubt {
+            true => Outcome::Unknown,
+            false => Outcome::Failed,
+        };
+        self.counts.unknown += u64::from(doing.in_doubt);
+        self.history.returned(now, doing.id, outcome);
+        self.rest(at);
+    }
+
+    /// It thinks, then does the next thing.
+    fn rest(&mut self, at: usize) {
+        let client = &mut self.clients.each[at];
+        client.doing = None;
+        client.token += 1;
+        let after = client.rng.magnitude(self.plan.think / 8 + 1, self.plan.think * 2);
+        self.queue.push(after, Event::Client(at, client.token));
+    }
+}

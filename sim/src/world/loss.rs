@@ -1,0 +1,176 @@
+//! A store that is gone for ever, and the one that takes its place.
+//!
+//! Raft survives the loss of a minority of a group's voters, so that is all a world may take away: before a store is
+//! lost, every group is looked at, and no change of membership may be under way that could shrink a quorum. The same
+//! holds for a store whose disk begins to lie: from then on its data counts as gone, whatever it may still say.
+
+use std::collections::BTreeSet;
+
+use polyraft_core::Index;
+use polyraft_multiraft::{GroupId, GroupStatus, Reject, StoreId};
+use polyraft_store::disk::Cf;
+
+use super::nemesis::Relief;
+use super::operators::Task;
+use super::{Stage, World};
+use crate::disk::CrashKind;
+use crate::observe::Observation;
+use crate::sometimes;
+use crate::time::{MILLISECOND, SECOND};
+
+/// Where the loss of a store stands; one at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// None.
+    #[default]
+    None,
+    /// Groups are looked at first.
+    Wanted {
+        victim: StoreId,
+        flip: bool,
+        left: BTreeSet<GroupId>,
+    },
+    /// A bit has flipped; it will be taken away.
+    Suspect { victim: StoreId },
+    /// Groups where it is not replaced yet.
+    Replacing { left: BTreeSet<GroupId> },
+}
+
+impl World {
+    /// Begins to lose a store, if nothing else is changing.
+    pub(super) fn want_loss(&mut self, flip: bool) {
+        let busy = self.operators.changing() || self.operators.making() || self.operators.hold;
+        let stores: Vec<StoreId> = self.present().into_iter().collect();
+        let Some(&victim) = self.nemesis.rng.pick(&stores) else {
+            return;
+        };
+        if busy || stores.len() < 3 || self.nemesis.loss != Loss::None {
+            return;
+        }
+        let groups = self.live();
+        self.operators.hold = true;
+        let left = groups.iter().copied().collect();
+        self.nemesis.loss = Loss::Wanted { victim, flip, left };
+        for group in groups {
+            self.begin_task(Task::BeforeLoss(group));
+        }
+    }
+
+    pub(super) fn looked_before_loss(
+        &mut self,
+        group: GroupId,
+        status: Result<GroupStatus, Reject>,
+    ) {
+        let Loss::Wanted { victim, flip, left } = &mut self.nemesis.loss else {
+            return;
+        };
+        let (victim, flip) = (*victim, *flip);
+        if !status.is_ok_and(|status| survives(&status, victim)) {
+            return self.not_ready_for_loss();
+        }
+        left.remove(&group);
+        if !left.is_empty() {
+            return;
+        }
+        if flip {
+            self.flip(victim);
+        } else {
+            self.lose(victim);
+        }
+    }
+
+    pub(super) fn not_ready_for_loss(&mut self) {
+        if matches!(self.nemesis.loss, Loss::Wanted { .. }) {
+            self.nemesis.loss = Loss::None;
+            self.operators.hold = false;
+            let tasks = &mut self.operators.tasks;
+            tasks.retain(|_, task| !matches!(task, Task::BeforeLoss(_)));
+        }
+    }
+
+    fn flip(&mut self, victim: StoreId) {
+        self.nemesis.loss = Loss::Suspect { victim };
+        let rng = &mut self.nemesis.rng;
+        let cf = match rng.below(4) {
+            0 => Cf::State,
+            1 => Cf::Settled,
+            _ => Cf::Log,
+        };
+        let flipped = self.stores[&victim].disk.flip_bit(cf, rng);
+        sometimes!(flipped.is_some(), "world: bit flipped");
+        if rng.percent(50) {
+            self.crash(victim, CrashKind::Process);
+            self.start_later(victim);
+        }
+        let rng = &mut self.nemesis.rng;
+        let after = rng.magnitude(100 * MILLISECOND, 20 * SECOND);
+        self.queue.push(after, super::Event::Relief(Relief::Lose(victim)));
+    }
+
+    /// The store and its disk are gone; an empty one with a number of its own takes its place everywhere.
+    pub(super) fn lose(&mut self, victim: StoreId) {
+        sometimes!(true, "world: store lost");
+        self.crash(victim, CrashKind::Power);
+        if let Some(store) = self.stores.get_mut(&victim) {
+            store.lost = true;
+        }
+        self.observer.see(&Observation::Lost { store: victim });
+        let new = self.found();
+        self.start_later(new);
+        let left: BTreeSet<GroupId> = self.live().into_iter().collect();
+        self.nemesis.loss = Loss::Replacing { left: left.clone() };
+        for group in left {
+            self.begin_task(Task::Replace(group, victim, new));
+        }
+        self.end_replacing();
+    }
+
+    pub(super) fn replaced(&mut self, group: GroupId) {
+        if let Loss::Replacing { left } = &mut self.nemesis.loss {
+            left.remove(&group);
+        }
+        self.end_replacing();
+    }
+
+    fn end_replacing(&mut self) {
+        if let Loss::Replacing { left } = &self.nemesis.loss
+            && left.is_empty()
+        {
+            self.nemesis.loss = Loss::None;
+            self.operators.hold = false;
+        }
+    }
+
+    /// Faults are over: what is not decided yet is called off, what has begun is ended.
+    pub(super) fn end_loss(&mut self) {
+        match self.nemesis.loss.clone() {
+            Loss::None | Loss::Replacing { .. } => {}
+            Loss::Wanted { .. } => self.not_ready_for_loss(),
+            Loss::Suspect { victim } => self.lose(victim),
+        }
+    }
+
+    /// Whether a group still has to be repaired.
+    pub(super) fn is_whole(&self, group: GroupId) -> bool {
+        let left = match &self.nemesis.loss {
+            Loss::Replacing { left } => left.contains(&group),
+            _ => false,
+        };
+        !left && self.groups[&group].stage == Stage::Live
+    }
+}
+
+/// Whether a group can do without a store, by what its leader says: nothing is undecided, and those that stay are a
+/// quorum of voters that know their group.
+fn survives(status: &GroupStatus, victim: StoreId) -> bool {
+    let (raft, last) = (&status.raft, status.last);
+    let decided = raft.basic.applied == last.index && raft.basic.hard_state.term == last.term;
+    let Some(replica) = status.descriptor.replica_on(victim) else {
+        return decided && !raft.conf_state.is_joint();
+    };
+    let known = |matched: Index| matched.0 > 0;
+    decided
+        && !raft.conf_state.is_joint()
+        && (raft.conf_state.voters.len() > 2 || !raft.conf_state.voters.contains(&replica))
+        && raft.progress.iter().all(|member| known(member.matched))
+}

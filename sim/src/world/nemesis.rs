@@ -1,0 +1,332 @@
+//! Misfortune: what befalls a world, by the faults of its plan, one stroke after another.
+
+use polyraft_multiraft::StoreId;
+
+use super::loss::Loss;
+use super::operators::Task;
+use super::{Event, Phase, Stage, World};
+use crate::disk::{CrashKind, DiskFault};
+use crate::network::NetworkFaults;
+use crate::plan::Fault;
+use crate::rng::Rng;
+use crate::sometimes;
+use crate::time::{MICROSECOND, MILLISECOND, Nanos, SECOND};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Nemesis {
+    pub(super) rng: Rng,
+    pub(super) loss: Loss,
+}
+
+/// The end of a misfortune.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relief {
+    /// Two stores hear each other again, in this direction.
+    Mend(StoreId, StoreId),
+    /// A disk has room again.
+    Room(StoreId),
+    /// Syncs are as fast as ever.
+    Sync(StoreId),
+    /// So is applying.
+    Apply(StoreId),
+    /// A store whose disk lies is taken away.
+    Lose(StoreId),
+}
+
+impl Nemesis {
+    pub(super) fn new(rng: Rng) -> Self {
+        Self {
+            rng,
+            loss: Loss::None,
+        }
+    }
+
+    /// Whether a store's disk has been damaged.
+    pub(super) fn is_suspect(&self, store: StoreId) -> bool {
+        matches!(self.loss, Loss::Suspect { victim } if victim == store)
+    }
+}
+
+/// Faults of the network, whose rates are set anew by one stroke.
+const NETWORK: [Fault; 8] = [
+    Fault::Delay,
+    Fault::Loss,
+    Fault::Duplication,
+    Fault::Reorder,
+    Fault::Reset,
+    Fault::Stale,
+    Fault::Narrow,
+    Fault::BadChunk,
+];
+
+impl World {
+    /// One stroke; the next one follows.
+    pub(super) fn strike(&mut self) {
+        if self.phase != Phase::Chaos {
+            return;
+        }
+        let faults: Vec<Fault> = self.plan.faults.iter().copied().collect();
+        let rng = &mut self.nemesis.rng;
+        let fault = rng.pick(&faults).copied();
+        let next = rng.magnitude(self.plan.pace / 4 + 1, self.plan.pace * 2);
+        self.queue.push(next, Event::Strike);
+        if let Some(fault) = fault {
+            self.strike_with(fault);
+        }
+    }
+
+    fn strike_with(&mut self, fault: Fault) {
+        match fault {
+            fault if NETWORK.contains(&fault) => self.worsen_network(),
+            Fault::Partition => self.partition(),
+            Fault::OneWay => self.cut_one_way(),
+            Fault::Crash => self.strike_store(|world, store| {
+                world.crash(store, CrashKind::Process);
+                world.start_later(store);
+            }),
+            Fault::PowerCut => self.cut_power(),
+            Fault::SlowSync => self.strike_store(Self::slow_sync),
+            Fault::FailedSync => self.strike_store(|world, store| {
+                world.stores[&store].disk.set_fault(Some(DiskFault::SyncFails));
+            }),
+            Fault::DiskFull => self.strike_store(Self::fill_disk),
+            Fault::BitFlip => self.want_loss(true),
+            Fault::LostStore => self.want_loss(false),
+            Fault::SlowApply => self.strike_store(Self::slow_apply),
+            Fault::Drift => self.strike_store(|world, store| {
+                let drift = world.nemesis.rng.between(500, 2000);
+                world.with_store(store, |store| store.drift = drift);
+            }),
+            Fault::Jump => self.strike_store(Self::jump),
+            Fault::Pause => self.strike_store(Self::pause_store),
+            Fault::Membership => self.change_some_group(),
+            Fault::Transfer => self.move_some_leader(),
+            Fault::Groups => self.end_some_group(),
+            _ => {}
+        }
+    }
+
+    fn with_store(&mut self, id: StoreId, change: impl FnOnce(&mut crate::store::SimStore)) {
+        if let Some(store) = self.stores.get_mut(&id) {
+            change(store);
+        }
+    }
+
+    /// Something happens to a store, drawn from those that are not lost.
+    fn strike_store(&mut self, happens: impl FnOnce(&mut Self, StoreId)) {
+        let stores: Vec<StoreId> = self.present().into_iter().collect();
+        if let Some(&store) = self.nemesis.rng.pick(&stores) {
+            happens(self, store);
+        }
+    }
+
+    /// New rates for everything that the network may do; sometimes all is well for a while.
+    fn worsen_network(&mut self) {
+        let (plan, rng) = (&self.plan, &mut self.nemesis.rng);
+        let mut faults = NetworkFaults::default();
+        if rng.percent(75) {
+            let mut rate = |fault, most: u64| match plan.has(fault) && rng.percent(70) {
+                true => rng.magnitude(100, most),
+                false => 0,
+            };
+            faults.spike = rate(Fault::Delay, 200_000);
+            faults.loss = rate(Fault::Loss, 200_000);
+            faults.duplication = rate(Fault::Duplication, 200_000);
+            faults.reorder = rate(Fault::Reorder, 300_000);
+            faults.reset = rate(Fault::Reset, 20_000);
+            faults.stale = rate(Fault::Stale, 100_000);
+            faults.bad_chunk = rate(Fault::BadChunk, 200_000);
+            faults.break_off = rate(Fault::BadChunk, 100_000);
+            faults.stuck = rate(Fault::BadChunk, 50_000);
+            faults.spike_max = rng.magnitude(MILLISECOND, 5 * SECOND);
+            if plan.has(Fault::Narrow) && rng.percent(50) {
+                faults.waiting_max = usize::try_from(rng.between(2, 20)).unwrap_or(2);
+                faults.in_flight_max = usize::try_from(rng.between(1, 4)).unwrap_or(1);
+            }
+        }
+        *self.network.faults_mut() = faults;
+    }
+
+    fn duration(&mut self) -> Nanos {
+        self.nemesis.rng.magnitude(50 * MILLISECOND, 20 * SECOND)
+    }
+
+    fn partition(&mut self) {
+        let stores: Vec<StoreId> = self.present().into_iter().collect();
+        let rng = &mut self.nemesis.rng;
+        let sides: Vec<bool> = stores.iter().map(|_| rng.percent(40)).collect();
+        let lasts = self.duration();
+        for (one, side) in stores.iter().zip(&sides) {
+            for (two, other) in stores.iter().zip(&sides) {
+                if side != other {
+                    self.cut(*one, *two, lasts);
+                }
+            }
+        }
+        sometimes!(sides.contains(&true) && sides.contains(&false), "world: partition");
+    }
+
+    fn cut_one_way(&mut self) {
+        let stores: Vec<StoreId> = self.present().into_iter().collect();
+        let rng = &mut self.nemesis.rng;
+        let (from, to) = (rng.pick(&stores).copied(), rng.pick(&stores).copied());
+        let lasts = self.duration();
+        if let (Some(from), Some(to)) = (from, to)
+            && from != to
+        {
+            self.cut(from, to, lasts);
+        }
+    }
+
+    fn cut(&mut self, from: StoreId, to: StoreId, lasts: Nanos) {
+        self.network.set_cut(from, to, true);
+        self.queue.push(lasts, Event::Relief(Relief::Mend(from, to)));
+    }
+
+    fn cut_power(&mut self) {
+        let stores: Vec<StoreId> = self.present().into_iter().collect();
+        let all = self.nemesis.rng.percent(15);
+        sometimes!(all, "world: power cut everywhere");
+        let one = self.nemesis.rng.pick(&stores).copied();
+        for store in stores {
+            if all || Some(store) == one {
+                self.crash(store, CrashKind::Power);
+                self.start_later(store);
+            }
+        }
+    }
+
+    fn slow_sync(&mut self, store: StoreId) {
+        let slow = self.nemesis.rng.magnitude(10 * MILLISECOND, 5 * SECOND);
+        self.with_store(store, |store| store.slowness.sync = (MILLISECOND, slow));
+        let lasts = self.duration();
+        self.queue.push(lasts, Event::Relief(Relief::Sync(store)));
+    }
+
+    fn slow_apply(&mut self, store: StoreId) {
+        let slow = self.nemesis.rng.magnitude(MILLISECOND, 2 * SECOND);
+        self.with_store(store, |store| store.slowness.apply = (100 * MICROSECOND, slow));
+        let lasts = self.duration();
+        self.queue.push(lasts, Event::Relief(Relief::Apply(store)));
+    }
+
+    fn fill_disk(&mut self, store: StoreId) {
+        let disk = &self.stores[&store].disk;
+        if disk.fault().is_none() {
+            disk.set_fault(Some(DiskFault::Full));
+            let lasts = self.duration() / 4;
+            self.queue.push(lasts, Event::Relief(Relief::Room(store)));
+        }
+    }
+
+    fn jump(&mut self, store: StoreId) {
+        let ticks = self.nemesis.rng.between(1, 40);
+        if let Some(running) = self.stores.get(&store).and_then(|s| s.running.as_ref()) {
+            for _ in 0..ticks {
+                running.extra_tick();
+            }
+        }
+        self.kick(store);
+    }
+
+    fn pause_store(&mut self, store: StoreId) {
+        let until = self.queue.now() + self.duration();
+        self.with_store(store, |store| store.paused_until = store.paused_until.max(until));
+    }
+
+    fn change_some_group(&mut self) {
+        let live = self.live();
+        let some = 1 + self.nemesis.rng.below(3);
+        for _ in 0..some {
+            let group = self.nemesis.rng.pick(&live).copied();
+            if let Some(group) = group
+                && !self.operators.hold
+            {
+                self.begin_task(Task::Look(group));
+            }
+        }
+    }
+
+    /// Leadership is handed to another member, or somebody campaigns who should not.
+    fn move_some_leader(&mut self) {
+        let live = self.live();
+        let rng = &mut self.nemesis.rng;
+        let Some(&group) = rng.pick(&live) else {
+            return;
+        };
+        let (campaigns, leader) = (rng.percent(40), self.leader(group));
+        let rng = &mut self.nemesis.rng;
+        let stores: Vec<StoreId> = self.stores.keys().copied().collect();
+        let (Some(&to), Some(leader)) = (rng.pick(&stores), leader) else {
+            return;
+        };
+        let at = if campaigns { to } else { leader };
+        let Some(handle) = self.stores[&at].handle().cloned() else {
+            return;
+        };
+        let respond = self.respond(0, at, super::Told::Done);
+        if campaigns {
+            handle.campaign(group, respond);
+        } else {
+            handle.transfer_leader(group, to, respond);
+        }
+        self.kick(at);
+    }
+
+    fn end_some_group(&mut self) {
+        if self.operators.hold || self.operators.changing() {
+            return;
+        }
+        let live = self.live();
+        let group = self.nemesis.rng.pick(&live).copied();
+        if let Some(group) = group
+            && self.groups[&group].stage == Stage::Live
+        {
+            self.destroy_group(group);
+        }
+    }
+
+    pub(super) fn relieve(&mut self, relief: Relief) {
+        match relief {
+            Relief::Mend(from, to) => self.network.set_cut(from, to, false),
+            Relief::Room(store) => {
+                let disk = &self.stores[&store].disk;
+                if disk.fault() == Some(DiskFault::Full) {
+                    disk.set_fault(None);
+                }
+            }
+            Relief::Sync(store) => self.with_store(store, |store| {
+                store.slowness.sync = crate::store::Slowness::default().sync;
+            }),
+            Relief::Apply(store) => self.with_store(store, |store| {
+                store.slowness.apply = crate::store::Slowness::default().apply;
+            }),
+            Relief::Lose(store) => {
+                if self.nemesis.is_suspect(store) {
+                    self.lose(store);
+                }
+            }
+        }
+    }
+
+    /// No misfortune any more.
+    pub(super) fn end_faults(&mut self) {
+        *self.network.faults_mut() = NetworkFaults::default();
+        self.network.heal();
+        let now = self.queue.now();
+        for store in self.stores.values_mut() {
+            store.disk.set_fault(None);
+            store.slowness = crate::store::Slowness::default();
+            store.drift = 1000;
+            store.paused_until = now;
+        }
+        self.end_loss();
+        let stores: Vec<StoreId> = self.present().into_iter().collect();
+        for store in stores {
+            if self.stores[&store].running.is_none() {
+                self.start_later(store);
+            }
+        }
+    }
+}
