@@ -1,8 +1,9 @@
 //! A disk whose syncs take time and whose power can fail at any moment.
 //!
 //! It keeps every write in order until nothing can undo it. A crash replays what survives, by the contract of
-//! [`polyraft_store::disk`]: everything that was synced or flushed, then of the write-ahead log a prefix of the
-//! rest, never a part of a batch; of volatile writes a prefix, since an engine may flush by itself at any time.
+//! [`polyraft_store::disk`]: everything that was synced or flushed, then of the write-ahead log a
+//! prefix of the rest, never a part of a batch; of volatile writes a prefix, since an engine may
+//! flush by itself at any time.
 //!
 //! Invariant: `certain` is what every crash would keep; `now` is what readers see; `pending` are the writes
 //! between them, in order.
@@ -88,8 +89,8 @@ impl SimDisk {
         }
     }
 
-    /// The process that has the disk open is no more. What is left of it may still be taken apart, but does not
-    /// reach the disk.
+    /// The process that has the disk open is no more. What is left of it may still be taken apart,
+    /// but does not reach the disk.
     pub fn fence(&self) {
         self.inner.lock().start += 1;
     }
@@ -131,12 +132,18 @@ impl SimDisk {
         let mut inner = self.inner.lock();
         let synced = inner.synced;
         let is_certain = |p: &Pending| p.is_certain(synced);
-        let logged = inner.pending.iter().filter(|p| !p.volatile && !is_certain(p));
+        let logged = inner
+            .pending
+            .iter()
+            .filter(|p| !p.volatile && !is_certain(p));
         let mut keep_logged = match kind {
             CrashKind::Process => u64::MAX,
             CrashKind::Power => rng.below(logged.count() as u64 + 1),
         };
-        let volatile = inner.pending.iter().filter(|p| p.volatile && !is_certain(p));
+        let volatile = inner
+            .pending
+            .iter()
+            .filter(|p| p.volatile && !is_certain(p));
         // Half of the time nothing was flushed by itself, as usual.
         let mut keep_volatile = match rng.percent(50) {
             true => 0,
@@ -167,7 +174,8 @@ impl SimDisk {
         }
     }
 
-    /// Flips one bit of a value, drawn from those in a column family, as a failing medium would; says of which key.
+    /// Flips one bit of a value, drawn from those in a column family, as a failing medium would;
+    /// says of which key.
     pub fn flip_bit(&self, cf: Cf, rng: &mut Rng) -> Option<Bytes> {
         let mut inner = self.inner.lock();
         inner.settle_all();
@@ -218,7 +226,11 @@ impl Inner {
     /// Moves the certain beginning of what is pending.
     fn settle(&mut self) {
         let synced = self.synced;
-        while self.pending.front().is_some_and(|first| first.is_certain(synced)) {
+        while self
+            .pending
+            .front()
+            .is_some_and(|first| first.is_certain(synced))
+        {
             if let Some(first) = self.pending.pop_front() {
                 apply(&mut self.certain, &first.batch);
             }
@@ -236,7 +248,11 @@ impl Inner {
 
 impl Pending {
     const fn is_certain(&self, synced: u64) -> bool {
-        if self.volatile { self.flushed } else { self.number <= synced }
+        if self.volatile {
+            self.flushed
+        } else {
+            self.number <= synced
+        }
     }
 }
 
@@ -320,8 +336,8 @@ impl Disk for SimDisk {
         Box::new(SimView(Arc::clone(&self.inner.lock().now)))
     }
 
-    /// Before a column family is flushed, the write-ahead log is synced up to the last batch that also changed
-    /// others: else a crash could keep a part of it.
+    /// Before a column family is flushed, the write-ahead log is synced up to the last batch that
+    /// also changed others: else a crash could keep a part of it.
     fn flush(&self, cf: Cf) -> Result<(), DiskError> {
         let mut inner = self.inner.lock();
         self.check(&inner)?;

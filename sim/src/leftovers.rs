@@ -1,7 +1,7 @@
 //! Keys on a disk that nobody owns any more.
 //!
-//! After a destroyed replica nothing may be left but its tombstone: no data of its own, no user key outside of the
-//! ranges of the groups that are here, no settled entry, no staged snapshot.
+//! After a destroyed replica nothing may be left but its tombstone: no data of its own, no user
+//! key outside of the ranges of the groups that are here, no settled entry, no staged snapshot.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,9 @@ pub(crate) fn of(disk: &SimDisk, owners: &Owners) -> Vec<String> {
     };
     for (key, _) in disk.contents(Cf::Data) {
         let owned = match key.first() {
-            Some(&LOCAL) => group_of(key.get(1..9)).is_some_and(|group| owners.contains_key(&group)),
+            Some(&LOCAL) => {
+                group_of(key.get(1..9)).is_some_and(|group| owners.contains_key(&group))
+            }
             _ => is_in_a_range(&key.slice(1..), owners),
         };
         if !owned {

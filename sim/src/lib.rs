@@ -2,10 +2,10 @@
 //!
 //! # Contract
 //! * A seed and a commit determine everything that happens: run twice, a world does the same twice.
-//! * The code of `core`, `multiraft` and `store` that runs here is the code that runs in production; only what is
-//!   behind the seams (disk, network, time) is another one.
-//! * Checkers see what crosses the seams and keep their own books; the first thing that must never be ends the
-//!   world, and is told with the seed.
+//! * The code of `core`, `multiraft` and `store` that runs here is the code that runs in
+//!   production; only what is behind the seams (disk, network, time) is another one.
+//! * Checkers see what crosses the seams and keep their own books; the first thing that must never
+//!   be ends the world, and is told with the seed.
 //!
 //! # Where entropy could come in, and what closes it
 //!

@@ -1,8 +1,8 @@
 //! What can be seen of a world from outside of the hosts, and those who look at it.
 //!
-//! Checkers do not trust the code under test: they see what it writes, sends, applies and answers at the seams,
-//! and keep their own books. Every event of a world gives rise to observations at the moment at which it
-//! happens; a checker says at once what is wrong, and the world stops there.
+//! Checkers do not trust the code under test: they see what it writes, sends, applies and answers
+//! at the seams, and keep their own books. Every event of a world gives rise to observations at
+//! the moment at which it happens; a checker says at once what is wrong, and the world stops there.
 
 use std::sync::Arc;
 
@@ -140,7 +140,8 @@ pub enum Observation<'a> {
 /// What is left at the end, when faults are over and everything has come to rest.
 #[derive(Debug, Default)]
 pub struct End {
-    /// Of every store that runs: its number, what it publishes, numbers, and what its disk contains of each group.
+    /// Of every store that runs: its number, what it publishes, numbers, and what its disk
+    /// contains of each group.
     pub stores: Vec<StoreEnd>,
     /// Groups that operators have created and not destroyed.
     pub groups: Vec<GroupId>,
@@ -157,7 +158,8 @@ pub struct StoreEnd {
     pub replicas: Vec<ReplicaSummary>,
     /// Numbers of its host.
     pub stats: HostStats,
-    /// What its state machine holds of each group that has a replica here: the state, and a digest of all keys.
+    /// What its state machine holds of each group that has a replica here: the state, and a digest
+    /// of all keys.
     pub data: Vec<(AppliedState, u64)>,
     /// Keys on its disk of groups that have no replica here, as text; there must not be any.
     pub leftovers: Vec<String>,

@@ -1,7 +1,8 @@
 //! What a world consists of and what happens to it: drawn from the seed, readable, and changeable by hand.
 //!
-//! Swarm testing (Groce and others, 2012): each seed switches on a random subset of the faults, since faults hide
-//! each other's effects when all of them are always on. Everything that shrinking takes away is a field here.
+//! Swarm testing (Groce and others, 2012): each seed switches on a random subset of the faults,
+//! since faults hide each other's effects when all of them are always on. Everything that
+//! shrinking takes away is a field here.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -171,7 +172,7 @@ impl Plan {
     /// The plan of a seed: small worlds often, large ones sometimes.
     #[must_use]
     pub fn drawn(seed: u64) -> Self {
-        let mut rng = Rng::new(seed ^ 0x70_6c61_6e);
+        let mut rng = Rng::new(seed ^ 0x706c_616e);
         let stores = rng.between(3, 5);
         // Half of the seeds know few kinds of faults, so that progress is made between them.
         let percent = if rng.percent(50) { 25 } else { 60 };
@@ -186,7 +187,11 @@ impl Plan {
             seed,
             stores,
             groups,
-            members: if rng.percent(80) { 3 } else { rng.between(1, stores) },
+            members: if rng.percent(80) {
+                3
+            } else {
+                rng.between(1, stores)
+            },
             clients: rng.between(2, 8),
             think: rng.magnitude(4 * MILLISECOND, 400 * MILLISECOND),
             chaos: rng.between(10, 90) * SECOND,

@@ -87,8 +87,8 @@ pub struct Sum {
     pub failures: Vec<(Plan, Violation)>,
 }
 
-/// Runs plans until there are no more or `stop` says so, on so many threads; after the first failure no new world
-/// begins unless `all` are wanted.
+/// Runs plans until there are no more or `stop` says so, on so many threads; after the first
+/// failure no new world begins unless `all` are wanted.
 pub fn run_many(
     plans: impl Iterator<Item = Plan> + Send,
     subject: &Arc<dyn Subject>,

@@ -95,7 +95,8 @@ impl StateMachine for WatchedMachine {
 
     fn flush(&self) -> Result<(), StateMachineError> {
         self.machine.flush()?;
-        self.observer.see(&Observation::Flushed { store: self.store });
+        self.observer
+            .see(&Observation::Flushed { store: self.store });
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! One store: a host in parts, a disk that outlives it, and the shell that moves values between them.
 //!
 //! The shell is what `threads.rs` is in production: it decides nothing. What a thread would do when it is
-//! scheduled is a [`Step`] that the world's queue holds; a part has at most one step under way, as a thread has.
+//! scheduled is a [`Step`] that the world's queue holds; a part has at most one step under way, as
+//! a thread has.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -225,7 +226,10 @@ impl SimStore {
         for (worker, inbox) in running.parts.inboxes.iter().enumerate() {
             if !due.passes[worker] && !inbox.is_empty() {
                 due.passes[worker] = true;
-                push(rng.between(MICROSECOND, 60 * MICROSECOND), Step::Pass(worker));
+                push(
+                    rng.between(MICROSECOND, 60 * MICROSECOND),
+                    Step::Pass(worker),
+                );
             }
         }
         if !due.write && !running.writes.is_empty() {
@@ -246,7 +250,10 @@ impl SimStore {
         let slots = running.sending.load(Ordering::Relaxed) < self.config.snapshot_sends_max;
         if !due.snapshot && slots && !running.snapshots.is_empty() {
             due.snapshot = true;
-            push(rng.magnitude(50 * MICROSECOND, 50 * MILLISECOND), Step::Snapshot);
+            push(
+                rng.magnitude(50 * MICROSECOND, 50 * MILLISECOND),
+                Step::Snapshot,
+            );
         }
     }
 
@@ -319,7 +326,11 @@ impl SimStore {
             Ok(written) => {
                 running.writing = Some((written, if sync { mark } else { 0 }));
                 let (low, high) = self.slowness.sync;
-                let takes = if sync { self.rng.magnitude(low, high) } else { MICROSECOND };
+                let takes = if sync {
+                    self.rng.magnitude(low, high)
+                } else {
+                    MICROSECOND
+                };
                 push(takes, Step::Written);
                 Stepped::Writing
             }

@@ -99,10 +99,12 @@ impl Checker for Writer {
             // Too much, and nothing new.
             Observation::Published { .. } => {}
             Observation::Sent { from, to, message } => {
-                self.0.line(&format!("    s{from} -> s{to} {}", said(message)));
+                self.0
+                    .line(&format!("    s{from} -> s{to} {}", said(message)));
             }
             Observation::Delivered { from, to, message } => {
-                self.0.line(&format!("    s{to} hears s{from} {}", said(message)));
+                self.0
+                    .line(&format!("    s{to} hears s{from} {}", said(message)));
             }
             other => self.0.line(&format!("    {other:?}")),
         }
@@ -118,7 +120,10 @@ fn said(message: &GroupMessage) -> String {
             raft.from, raft.to, raft.term, raft.payload
         ),
         Body::Sleep(raft) => {
-            format!("group {group}: {} to {} term {} sleep", raft.from, raft.to, raft.term)
+            format!(
+                "group {group}: {} to {} term {} sleep",
+                raft.from, raft.to, raft.term
+            )
         }
         Body::Tombstone {
             replica,

@@ -291,8 +291,8 @@ impl Network {
         reached.map(|slot| self.members[slot].store)
     }
 
-    /// The store whose process must move for an arrival to come in: one that stands still takes it later. News of
-    /// connections, and what senders learn, come from elsewhere.
+    /// The store whose process must move for an arrival to come in: one that stands still takes it
+    /// later. News of connections, and what senders learn, come from elsewhere.
     #[must_use]
     pub fn receiver(&self, arrival: &Arrival) -> Option<StoreId> {
         let slot = match &arrival.0 {

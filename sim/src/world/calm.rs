@@ -41,7 +41,10 @@ impl World {
             }
         }
         if self.operators.making() {
-            return Some(format!("groups are not made or ended: {:?}", self.operators.tasks));
+            return Some(format!(
+                "groups are not made or ended: {:?}",
+                self.operators.tasks
+            ));
         }
         for (group, known) in &self.groups {
             if known.stage == Stage::Live && !self.is_whole(*group) {
@@ -49,9 +52,14 @@ impl World {
             }
         }
         let live = self.live();
-        let mut unserved = live.iter().filter(|group| !self.clients.served.contains(group));
+        let mut unserved = live
+            .iter()
+            .filter(|group| !self.clients.served.contains(group));
         if let Some(group) = unserved.next() {
-            return Some(format!("group {group} serves nobody: {}", self.explain(*group)));
+            return Some(format!(
+                "group {group} serves nobody: {}",
+                self.explain(*group)
+            ));
         }
         self.clients.closed = true;
         if !self.clients.are_done() {
@@ -73,7 +81,10 @@ impl World {
         let leader = self.leader(group);
         let descriptor = leader.and_then(|store| self.stores[&store].handle()?.descriptor(group));
         let (Some(leader), Some(descriptor)) = (leader, descriptor) else {
-            return Some(format!("group {group} has no leader: {}", self.explain(group)));
+            return Some(format!(
+                "group {group} has no leader: {}",
+                self.explain(group)
+            ));
         };
         let applied = |store: StoreId| {
             let handle = self.stores.get(&store)?.handle()?;
@@ -140,7 +151,9 @@ impl World {
                 Err(error) => broken.push(format!("store {id}: {error}")),
             }
             let owner = |group: GroupId| Some(handle.descriptor(group)?.range.clone());
-            let owners = replicas.iter().map(|replica| (replica.group, owner(replica.group).flatten()));
+            let owners = replicas
+                .iter()
+                .map(|replica| (replica.group, owner(replica.group).flatten()));
             let owners = owners.collect();
             end.stores.push(StoreEnd {
                 store: *id,
@@ -154,7 +167,10 @@ impl World {
             return self.observer.report("agreement-at-the-end", what);
         }
         self.observer.finish(&end);
-        match self.history.check(self.subject.as_ref(), &Limits::default()) {
+        match self
+            .history
+            .check(self.subject.as_ref(), &Limits::default())
+        {
             Ok(stats) => self.counts.undecided = stats.undecided as u64,
             Err(what) => self.observer.report(CHECKER, what),
         }

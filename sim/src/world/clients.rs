@@ -1,8 +1,9 @@
-//! Clients: each does one operation after another, looks for the leader, tries again, and at some time gives up.
+//! Clients: each does one operation after another, looks for the leader, tries again, and at some
+//! time gives up.
 //!
-//! What a client may conclude is the contract of [`Reject`]: everything but `Ambiguous` certainly had no effect.
-//! No answer in time is as good as `Ambiguous`. An operation whose outcome is unknown is tried again only if the
-//! state machine sees to it that it has its effect once.
+//! What a client may conclude is the contract of [`Reject`]: everything but `Ambiguous` certainly
+//! had no effect. No answer in time is as good as `Ambiguous`. An operation whose outcome is
+//! unknown is tried again only if the state machine sees to it that it has its effect once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -130,12 +131,19 @@ impl World {
         let unserved: Vec<GroupId> = match self.phase {
             Phase::Calm(_) => {
                 let served = &self.clients.served;
-                live.iter().copied().filter(|group| !served.contains(group)).collect()
+                live.iter()
+                    .copied()
+                    .filter(|group| !served.contains(group))
+                    .collect()
             }
             _ => Vec::new(),
         };
         let (client, now) = (&mut self.clients.each[at], self.queue.now());
-        let choice = if unserved.is_empty() { &live } else { &unserved };
+        let choice = if unserved.is_empty() {
+            &live
+        } else {
+            &unserved
+        };
         let Some(&group) = client.rng.pick(choice) else {
             client.token += 1;
             return self.queue.push(SECOND, Event::Client(at, client.token));
@@ -143,8 +151,12 @@ impl World {
         client.number += 1;
         let (name, memory) = (at as u64 + 1, client.memories.get(&group));
         let memory = memory.cloned().unwrap_or_default();
-        let operation = self.subject.next(&mut client.rng, group, name, client.number, &memory);
-        let id = self.history.invoke(now, at as u64 + 1, group, operation.clone());
+        let operation = self
+            .subject
+            .next(&mut client.rng, group, name, client.number, &memory);
+        let id = self
+            .history
+            .invoke(now, at as u64 + 1, group, operation.clone());
         let doing = Doing {
             id,
             group,
@@ -264,8 +276,14 @@ impl World {
                 client.leaders.insert(doing.group, leader.store);
             }
             Reject::Busy(_) | Reject::DiskFull => {
-                sometimes!(matches!(reject, Reject::Busy(_)), "world: proposal refused busy");
-                sometimes!(matches!(reject, Reject::DiskFull), "world: proposal refused disk full");
+                sometimes!(
+                    matches!(reject, Reject::Busy(_)),
+                    "world: proposal refused busy"
+                );
+                sometimes!(
+                    matches!(reject, Reject::DiskFull),
+                    "world: proposal refused disk full"
+                );
             }
             _ => {
                 client.leaders.remove(&doing.group);
@@ -303,7 +321,10 @@ impl World {
         client.leaders.insert(doing.group, doing.at);
         let memory = client.memories.entry(doing.group).or_default();
         *memory = self.subject.remember(&doing.operation, &output, memory);
-        if !self.subject.tells(&doing.operation, &output, doing.in_doubt) {
+        if !self
+            .subject
+            .tells(&doing.operation, &output, doing.in_doubt)
+        {
             sometimes!(true, "world: answer that tells nothing");
             self.counts.unknown += 1;
             self.history.returned(now, doing.id, Outcome::Unknown);
@@ -345,7 +366,9 @@ impl World {
         let client = &mut self.clients.each[at];
         client.doing = None;
         client.token += 1;
-        let after = client.rng.magnitude(self.plan.think / 8 + 1, self.plan.think * 2);
+        let after = client
+            .rng
+            .magnitude(self.plan.think / 8 + 1, self.plan.think * 2);
         self.queue.push(after, Event::Client(at, client.token));
     }
 }

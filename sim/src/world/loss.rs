@@ -1,8 +1,9 @@
 //! A store that is gone for ever, and the one that takes its place.
 //!
-//! Raft survives the loss of a minority of a group's voters, so that is all a world may take away: before a store is
-//! lost, every group is looked at, and no change of membership may be under way that could shrink a quorum. The same
-//! holds for a store whose disk begins to lie: from then on its data counts as gone, whatever it may still say.
+//! Raft survives the loss of a minority of a group's voters, so that is all a world may take away:
+//! before a store is lost, every group is looked at, and no change of membership may be under way
+//! that could shrink a quorum. The same holds for a store whose disk begins to lie: from then on
+//! its data counts as gone, whatever it may still say.
 
 use std::collections::BTreeSet;
 
@@ -104,7 +105,8 @@ impl World {
         }
         let rng = &mut self.nemesis.rng;
         let after = rng.magnitude(100 * MILLISECOND, 20 * SECOND);
-        self.queue.push(after, super::Event::Relief(Relief::Lose(victim)));
+        self.queue
+            .push(after, super::Event::Relief(Relief::Lose(victim)));
     }
 
     /// The store and its disk are gone; an empty one with a number of its own takes its place everywhere.
@@ -160,8 +162,8 @@ impl World {
     }
 }
 
-/// Whether a group can do without a store, by what its leader says: nothing is undecided, and those that stay are a
-/// quorum of voters that know their group.
+/// Whether a group can do without a store, by what its leader says: nothing is undecided, and
+/// those that stay are a quorum of voters that know their group.
 fn survives(status: &GroupStatus, victim: StoreId) -> bool {
     let (raft, last) = (&status.raft, status.last);
     let decided = raft.basic.applied == last.index && raft.basic.hard_state.term == last.term;

@@ -1,9 +1,11 @@
-//! The world: stores, a network between them, clients and operators, and what befalls them, one event at a time.
+//! The world: stores, a network between them, clients and operators, and what befalls them, one
+//! event at a time.
 //!
-//! A world first lives through a time of faults, then through a time of calm in which everything must work again
-//! within a bound. The checkers see every event; the first violation ends it.
+//! A world first lives through a time of faults, then through a time of calm in which everything
+//! must work again within a bound. The checkers see every event; the first violation ends it.
 //!
-//! Invariant: all that happens follows from the [`Plan`]. An event of a store's earlier incarnation does nothing.
+//! Invariant: all that happens follows from the [`Plan`]. An event of a store's earlier
+//! incarnation does nothing.
 
 mod calm;
 mod clients;
@@ -178,7 +180,12 @@ type Answers = Arc<Mutex<Vec<Answer>>>;
 impl World {
     /// A world before its first event.
     #[must_use]
-    pub fn new(plan: Plan, subject: Arc<dyn Subject>, checkers: Vec<Box<dyn Checker>>, trace: Option<Trace>) -> Self {
+    pub fn new(
+        plan: Plan,
+        subject: Arc<dyn Subject>,
+        checkers: Vec<Box<dyn Checker>>,
+        trace: Option<Trace>,
+    ) -> Self {
         let mut rng = Rng::new(plan.seed);
         let lots = rng.fork();
         let observer = Observer::new(checkers);
@@ -328,7 +335,9 @@ impl World {
         }
         if now < store.paused_until {
             let until = store.paused_until;
-            return self.queue.push_at(until, Event::Step(id, incarnation, step));
+            return self
+                .queue
+                .push_at(until, Event::Step(id, incarnation, step));
         }
         let queue = &mut self.queue;
         let mut push = |after, step| queue.push(after, Event::Step(id, incarnation, step));
@@ -381,10 +390,12 @@ impl World {
     fn found(&mut self) -> StoreId {
         let id = StoreId(self.next_store);
         self.next_store += 1;
-        let mut options = LogOptions::default();
-        // Logs of a world are small: without this nothing would ever be settled.
-        options.hot_bytes_max = self.rng.magnitude(512, 1 << 20);
-        options.settle_groups_max = 1 + usize::try_from(self.rng.below(8)).unwrap_or(0);
+        let settled_at_once = self.rng.below(8);
+        // Logs of a world are small: with the usual sizes nothing would ever be settled.
+        let options = LogOptions {
+            hot_bytes_max: self.rng.magnitude(512, 1 << 20),
+            settle_groups_max: 1 + usize::try_from(settled_at_once).unwrap_or(0),
+        };
         let store = SimStore::new(
             self.plan.host_config(id),
             self.plan.pass_inputs_max(),
@@ -423,9 +434,11 @@ impl World {
         };
         self.network.started(id, incarnation, Arc::new(handle));
         let first_tick = self.rng.below(store.tick_length());
-        self.queue.push(first_tick, Event::Step(id, incarnation, Step::Tick));
+        self.queue
+            .push(first_tick, Event::Step(id, incarnation, Step::Tick));
         let first = self.rng.below(SECOND / 2);
-        self.queue.push(first, Event::Step(id, incarnation, Step::Maintain));
+        self.queue
+            .push(first, Event::Step(id, incarnation, Step::Maintain));
         self.kick(id);
     }
 
@@ -445,7 +458,8 @@ impl World {
             let incarnation = self.stores[&id].incarnation;
             return self.queue.push(SECOND, Event::Start(id, incarnation));
         }
-        self.observer.report("recovery", format!("store {id} cannot start: {error}"));
+        self.observer
+            .report("recovery", format!("store {id} cannot start: {error}"));
     }
 
     /// A host that stopped by itself.
@@ -561,14 +575,18 @@ impl World {
             Event::Look => (15, 1, 0),
         };
         for part in [self.queue.now(), kind, one, two] {
-            self.hash = (self.hash ^ part).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(5);
+            self.hash = (self.hash ^ part)
+                .wrapping_mul(0x0000_0100_0000_01b3)
+                .rotate_left(5);
         }
     }
 }
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World").field("plan", &self.plan).finish_non_exhaustive()
+        f.debug_struct("World")
+            .field("plan", &self.plan)
+            .finish_non_exhaustive()
     }
 }
 

@@ -88,7 +88,9 @@ impl World {
             Fault::PowerCut => self.cut_power(),
             Fault::SlowSync => self.strike_store(Self::slow_sync),
             Fault::FailedSync => self.strike_store(|world, store| {
-                world.stores[&store].disk.set_fault(Some(DiskFault::SyncFails));
+                world.stores[&store]
+                    .disk
+                    .set_fault(Some(DiskFault::SyncFails));
             }),
             Fault::DiskFull => self.strike_store(Self::fill_disk),
             Fault::BitFlip => self.want_loss(true),
@@ -164,7 +166,10 @@ impl World {
                 }
             }
         }
-        sometimes!(sides.contains(&true) && sides.contains(&false), "world: partition");
+        sometimes!(
+            sides.contains(&true) && sides.contains(&false),
+            "world: partition"
+        );
     }
 
     fn cut_one_way(&mut self) {
@@ -181,7 +186,8 @@ impl World {
 
     fn cut(&mut self, from: StoreId, to: StoreId, lasts: Nanos) {
         self.network.set_cut(from, to, true);
-        self.queue.push(lasts, Event::Relief(Relief::Mend(from, to)));
+        self.queue
+            .push(lasts, Event::Relief(Relief::Mend(from, to)));
     }
 
     fn cut_power(&mut self) {
@@ -206,7 +212,9 @@ impl World {
 
     fn slow_apply(&mut self, store: StoreId) {
         let slow = self.nemesis.rng.magnitude(MILLISECOND, 2 * SECOND);
-        self.with_store(store, |store| store.slowness.apply = (100 * MICROSECOND, slow));
+        self.with_store(store, |store| {
+            store.slowness.apply = (100 * MICROSECOND, slow)
+        });
         let lasts = self.duration();
         self.queue.push(lasts, Event::Relief(Relief::Apply(store)));
     }
@@ -232,7 +240,9 @@ impl World {
 
     fn pause_store(&mut self, store: StoreId) {
         let until = self.queue.now() + self.duration();
-        self.with_store(store, |store| store.paused_until = store.paused_until.max(until));
+        self.with_store(store, |store| {
+            store.paused_until = store.paused_until.max(until)
+        });
     }
 
     fn change_some_group(&mut self) {

@@ -1,7 +1,9 @@
-//! Operators: they create and destroy groups, change members, and move leaderships, as people and balancers do.
+//! Operators: they create and destroy groups, change members, and move leaderships, as people and
+//! balancers do.
 //!
 //! Creations and destructions go on until every store that is not lost has done its part, whatever befalls it
-//! meanwhile. A change of membership is asked for once; what is not decided is looked at again by the next one.
+//! meanwhile. A change of membership is asked for once; what is not decided is looked at again by
+//! the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,7 +42,7 @@ pub(super) enum Task {
     /// A look at a group, to change its members then.
     Look(GroupId),
     /// A change of members is under way.
-    Change(GroupId),
+    Change,
     /// A look at a group before a store is lost; see `loss.rs`.
     BeforeLoss(GroupId),
     /// A look at a group, to replace a lost store by another then.
@@ -64,7 +66,7 @@ impl Operators {
     /// Whether a change of members may be under way.
     pub(super) fn changing(&self) -> bool {
         let mut tasks = self.tasks.values();
-        tasks.any(|task| matches!(task, Task::Look(_) | Task::Change(_)))
+        tasks.any(|task| matches!(task, Task::Look(_) | Task::Change))
     }
 
     /// Whether groups are being made or ended.
@@ -96,7 +98,9 @@ impl World {
     pub(super) fn create_group(&mut self, slot: u64) {
         let mut stores: Vec<StoreId> = self.present().into_iter().collect();
         let rng = &mut self.operators.rng;
-        let wanted = usize::try_from(self.plan.members).unwrap_or(1).clamp(1, stores.len().max(1));
+        let wanted = usize::try_from(self.plan.members)
+            .unwrap_or(1)
+            .clamp(1, stores.len().max(1));
         while stores.len() > wanted {
             let out = usize::try_from(rng.below(stores.len() as u64)).unwrap_or(0);
             stores.remove(out);
@@ -160,7 +164,7 @@ impl World {
                 handle.describe(group, respond);
                 self.kick(store);
             }
-            Task::Change(_) => {
+            Task::Change => {
                 // Nobody has answered for a long time.
                 self.operators.tasks.remove(&number);
             }
@@ -251,9 +255,12 @@ impl World {
                     Err(_) => self.again(number),
                 }
             }
-            (Task::Change(_), Told::Changed(result)) => {
+            (Task::Change, Told::Changed(result)) => {
                 sometimes!(result.is_ok(), "world: membership changed");
-                sometimes!(result == Err(Reject::Ambiguous), "world: membership ambiguous");
+                sometimes!(
+                    result == Err(Reject::Ambiguous),
+                    "world: membership ambiguous"
+                );
                 self.operators.tasks.remove(&number);
             }
             (Task::Replacing(group, lost, new), Told::Changed(_)) => {
@@ -300,7 +307,9 @@ impl World {
             present.difference(&taken).copied().collect()
         };
         let on = |ids: &[ReplicaId]| -> Vec<StoreId> {
-            let of = members.iter().filter(|member| ids.contains(&member.replica));
+            let of = members
+                .iter()
+                .filter(|member| ids.contains(&member.replica));
             of.map(|member| member.store).collect()
         };
         let (voters, learners) = (on(&conf.voters), on(&conf.learners));
@@ -344,7 +353,15 @@ impl World {
         });
         let changes = changes.collect();
         let epoch = status.descriptor.epoch.membership;
-        self.ask_for_change(Task::Change(group), None, leader, group, epoch, changes, transition);
+        self.ask_for_change(
+            Task::Change,
+            None,
+            leader,
+            group,
+            epoch,
+            changes,
+            transition,
+        );
     }
 
     /// Sends a change to the leader's store; the task is told what came of it.

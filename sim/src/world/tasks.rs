@@ -1,4 +1,5 @@
-//! What operators have under way: tasks that are told what came of their steps, and go on until they are done.
+//! What operators have under way: tasks that are told what came of their steps, and go on until
+//! they are done.
 
 use std::sync::Arc;
 

@@ -18,8 +18,8 @@ use polyraft_sim::{marks, time};
 
 /// Runs whole Polyraft hosts in simulated worlds, under faults, watched by checkers.
 ///
-/// A seed and a commit determine everything that happens in a world. Without further options the world of one seed is
-/// run; with --minutes or --count, those of the seeds from it on.
+/// A seed and a commit determine everything that happens in a world. Without further options the
+/// world of one seed is run; with --minutes or --count, those of the seeds from it on.
 #[derive(Debug, Parser)]
 #[command(name = "sim")]
 struct Args {
@@ -116,7 +116,11 @@ impl Change {
         set(&mut plan.think, self.think, time::MILLISECOND);
         set(&mut plan.chaos, self.chaos, time::MILLISECOND);
         set(&mut plan.pace, self.pace, time::MILLISECOND);
-        for (value, name) in [(plan.stores, "stores"), (plan.members, "members"), (plan.clients, "clients")] {
+        for (value, name) in [
+            (plan.stores, "stores"),
+            (plan.members, "members"),
+            (plan.clients, "clients"),
+        ] {
             if value == 0 {
                 return Err(format!("--{name} must not be 0"));
             }
@@ -131,7 +135,11 @@ fn arguments(plan: &Plan) -> String {
     let mut text = format!("--seed {}", plan.seed);
     if plan.faults != drawn.faults {
         let names: Vec<&str> = plan.faults.iter().map(|fault| fault.name()).collect();
-        let names = if names.is_empty() { "none".to_owned() } else { names.join(",") };
+        let names = if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(",")
+        };
         text += &format!(" --faults {names}");
     }
     let mut field = |name: &str, value: u64, before: u64, unit: u64| {
@@ -279,7 +287,10 @@ fn report(sum: &Sum, took: Duration, jobs: usize) {
 fn is_same_twice(plan: &Plan, subject: &Arc<dyn Subject>) -> bool {
     let (one, two) = (run(plan, subject, None), run(plan, subject, None));
     if one != two {
-        say(&format!("seed {} gave two worlds: {one:?} and {two:?}", plan.seed));
+        say(&format!(
+            "seed {} gave two worlds: {one:?} and {two:?}",
+            plan.seed
+        ));
     }
     one == two
 }
@@ -293,17 +304,28 @@ fn explain(plan: &Plan, violation: &Violation, subject: &Arc<dyn Subject>, commi
         say(line.get(..line.len().min(400)).unwrap_or(&line));
     }
     say("");
-    say(&format!("VIOLATION of {} at {:.6} s", violation.checker, seconds(violation.at)));
+    say(&format!(
+        "VIOLATION of {} at {:.6} s",
+        violation.checker,
+        seconds(violation.at)
+    ));
     say(&violation.what);
     say(&format!("plan: {plan}"));
     say(&format!("commit: {commit}"));
-    say(&format!("again: cargo run --profile sim -p polyraft-tests --bin sim -- {}", arguments(plan)));
+    say(&format!(
+        "again: cargo run --profile sim -p polyraft-tests --bin sim -- {}",
+        arguments(plan)
+    ));
 }
 
 fn make_smaller(plan: &Plan, violation: &Violation, subject: &Arc<dyn Subject>, commit: &str) {
     say("making it smaller ...");
     let step = |plan: &Plan, violation: &Violation| {
-        say(&format!("  {} ({:.3} s)", arguments(plan), seconds(violation.at)));
+        say(&format!(
+            "  {} ({:.3} s)",
+            arguments(plan),
+            seconds(violation.at)
+        ));
     };
     let (small, violation) = shrink(plan, violation, subject, 400, step);
     explain(&small, &violation, subject, commit);
@@ -350,6 +372,10 @@ fn commit() -> (String, u64) {
     };
     let seed = u64::from_str_radix(&name, 16).unwrap_or(1) >> 8;
     let dirty = git(&["status", "--porcelain", "--untracked-files=no"]);
-    let mark = if dirty.is_some_and(|text| !text.is_empty()) { " (changed)" } else { "" };
+    let mark = if dirty.is_some_and(|text| !text.is_empty()) {
+        " (changed)"
+    } else {
+        ""
+    };
     (format!("{name}{mark}"), seed)
 }
