@@ -3,7 +3,6 @@
 use polyraft_multiraft::{GroupId, StoreId};
 
 use super::{Event, Phase, Stage, World};
-use crate::history::CHECKER;
 use crate::linearizability::Limits;
 use crate::observe::{End, StoreEnd};
 use crate::time::{MILLISECOND, SECOND};
@@ -172,7 +171,7 @@ impl World {
             .check(self.subject.as_ref(), &Limits::default())
         {
             Ok(stats) => self.counts.undecided = stats.undecided as u64,
-            Err(what) => self.observer.report(CHECKER, what),
+            Err(wrong) => self.observer.report(wrong.checker, wrong.what),
         }
     }
 }
