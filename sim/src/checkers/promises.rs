@@ -248,6 +248,21 @@ mod tests {
     }
 
     #[test]
+    fn what_did_not_ask_for_a_sync_is_not_synced() {
+        let mut scene = scene();
+        scene
+            .write_lazily(3, vec![entries_section(&[entry(2, 3, "a")])])
+            .unwrap();
+        scene.sync(3).unwrap();
+        caught(
+            &scene.send(3, 1, 2, acknowledge(3)),
+            "durable is its log up to 2",
+        );
+        scene.durable(3, hard_section(2, 1, 3));
+        scene.send(3, 1, 2, acknowledge(3)).unwrap();
+    }
+
+    #[test]
     fn an_acknowledgement_of_what_the_leader_does_not_have_is_seen() {
         let mut scene = scene();
         scene.durable(3, hard_section(2, 1, 2));

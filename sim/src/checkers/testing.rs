@@ -223,10 +223,16 @@ impl Scene {
     }
 
     pub(super) fn write(&mut self, store: u64, sections: Vec<LogSection>) -> Seen {
-        let batch = LogBatch {
-            sync: true,
-            sections,
-        };
+        self.write_batch(store, true, sections)
+    }
+
+    /// Without asking for a sync.
+    pub(super) fn write_lazily(&mut self, store: u64, sections: Vec<LogSection>) -> Seen {
+        self.write_batch(store, false, sections)
+    }
+
+    fn write_batch(&mut self, store: u64, sync: bool, sections: Vec<LogSection>) -> Seen {
+        let batch = LogBatch { sync, sections };
         self.see(&Observation::Written {
             store: StoreId(store),
             batch: &batch,

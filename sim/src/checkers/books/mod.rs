@@ -42,11 +42,19 @@ pub(crate) struct StoreBook {
     pub(crate) durable: View,
     pub(crate) data: GroupMap<Data>,
     /// Batches that were written and are not certain, in order.
-    journal: Vec<Vec<Section>>,
+    journal: Vec<Written>,
     /// The power went; the log has not been found since.
     cut_off: bool,
     /// It is gone for ever; what it promised still counts.
     lost: bool,
+}
+
+/// A batch.
+#[derive(Debug)]
+struct Written {
+    /// Whether it asked for a sync.
+    sync: bool,
+    sections: Vec<Section>,
 }
 
 /// See the module.
@@ -118,7 +126,7 @@ impl Books {
     pub(crate) fn batch(&self) -> &[Section] {
         let store = self.stores.get(&self.latest.written_on);
         let batch = store.and_then(|store| store.journal.last());
-        batch.map_or(&[], Vec::as_slice)
+        batch.map_or(&[], |batch| batch.sections.as_slice())
     }
 
     /// The highest term that anybody has written for a group.
@@ -173,7 +181,11 @@ impl Books {
                 let book = self.book(store);
                 book.cut_off = power;
                 // Whatever went through the write-ahead log of a killed process is kept.
-                if power { Ok(()) } else { book.sync() }
+                if power {
+                    Ok(())
+                } else {
+                    book.settle(book.journal.len())
+                }
             }
             Observation::RecoveredLog { store, found } => {
                 let name = |why: String| format!("store {store}: {why}");
@@ -261,7 +273,10 @@ impl Books {
                 note_change(&mut self.changes, group, entry);
             }
         }
-        book.journal.push(sections);
+        book.journal.push(Written {
+            sync: batch.sync,
+            sections,
+        });
         self.latest.written_on = store;
         result.map_err(|why| format!("store {store}: {why}"))
     }
@@ -351,10 +366,16 @@ fn note_written(
 }
 
 impl StoreBook {
-    /// Everything that was written is certain.
+    /// What asked for a sync is certain, and everything before it.
     fn sync(&mut self) -> Result<(), String> {
+        let asked = self.journal.iter().rposition(|batch| batch.sync);
+        self.settle(asked.map_or(0, |last| last + 1))
+    }
+
+    /// So many batches are certain.
+    fn settle(&mut self, count: usize) -> Result<(), String> {
         let mut result = Ok(());
-        for mut section in self.journal.drain(..).flatten() {
+        for mut section in self.journal.drain(..count).flat_map(|batch| batch.sections) {
             result = result.and(self.durable.apply(&mut section));
         }
         result
@@ -376,7 +397,7 @@ impl StoreBook {
             if differ.is_empty() {
                 break;
             }
-            for mut section in batch {
+            for mut section in batch.sections {
                 self.durable.apply(&mut section)?;
                 let group = section.group;
                 match self.durable.is_found(group, &found) {
