@@ -107,12 +107,11 @@ impl<D: Disk> StoreMeta<D> {
     /// # Errors
     /// Those of [`Self::incarnation`].
     pub fn next_incarnation(&self) -> Result<u64, DiskError> {
-        let last = self.incarnation()?;
-        self.put(
-            INCARNATION_KEY,
-            Bytes::copy_from_slice(&(last + 1).to_be_bytes()),
-        )?;
-        Ok(last + 1)
+        let next = self.incarnation()?.checked_add(1).ok_or_else(|| {
+            DiskError::Corrupt("the store's incarnation is the last that there is".to_owned())
+        })?;
+        self.put(INCARNATION_KEY, Bytes::copy_from_slice(&next.to_be_bytes()))?;
+        Ok(next)
     }
 
     /// Something that the server keeps under a name.
@@ -196,6 +195,12 @@ mod tests {
     fn a_malformed_incarnation_is_refused() {
         let meta = StoreMeta::open(MemoryDisk::new()).unwrap();
         meta.put(INCARNATION_KEY, Bytes::from_static(b"short"))
+            .unwrap();
+        assert!(matches!(
+            meta.next_incarnation(),
+            Err(DiskError::Corrupt(_))
+        ));
+        meta.put(INCARNATION_KEY, Bytes::from_static(&[0xff; 8]))
             .unwrap();
         assert!(matches!(
             meta.next_incarnation(),

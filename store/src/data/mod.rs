@@ -260,7 +260,8 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
         let mut batch = Batch::new();
         for token in staged_tokens(&self.disk).map_err(translate)? {
             batch.push(remove_staged(token));
-            self.next_token.fetch_max(token + 1, Ordering::Relaxed);
+            let after = token.saturating_add(1);
+            self.next_token.fetch_max(after, Ordering::Relaxed);
         }
         if !batch.is_empty() {
             self.disk

@@ -202,6 +202,8 @@ impl<D: Disk> Drop for Sink<D> {
 }
 
 const STAGED: &[u8] = b"staged/";
+/// Past every key that begins with it.
+const STAGED_END: &[u8] = b"staged0";
 
 /// The key of a chunk; the last possible one holds the number of chunks and the state.
 pub(super) fn staged_chunk(token: u64, chunk: u64) -> Bytes {
@@ -213,15 +215,17 @@ pub(super) fn staged_chunk(token: u64, chunk: u64) -> Bytes {
 
 /// Everything under a token goes.
 pub(super) fn remove_staged(token: u64) -> (Cf, Change) {
-    let end = staged_chunk(token.wrapping_add(1), 0);
+    let after = token.checked_add(1);
+    let end = after.map_or(Bytes::from_static(STAGED_END), |after| {
+        staged_chunk(after, 0)
+    });
     (Cf::Meta, Change::DeleteRange(staged_chunk(token, 0), end))
 }
 
 /// The tokens of everything that is staged.
 pub(super) fn staged_tokens(disk: &impl Disk) -> Result<Vec<u64>, DiskError> {
     let (mut tokens, mut start) = (Vec::new(), staged_chunk(0, 0));
-    let end = Bytes::from_static(b"staged0");
-    while let Some((key, _)) = disk.scan(Cf::Meta, &start, Some(&end), 1)?.pop() {
+    while let Some((key, _)) = disk.scan(Cf::Meta, &start, Some(STAGED_END), 1)?.pop() {
         let Some(token) = key
             .get(STAGED.len()..)
             .and_then(|rest| rest.first_chunk::<8>())
@@ -232,7 +236,10 @@ pub(super) fn staged_tokens(disk: &impl Disk) -> Result<Vec<u64>, DiskError> {
         };
         let token = u64::from_be_bytes(*token);
         tokens.push(token);
-        start = staged_chunk(token + 1, 0);
+        let Some(after) = token.checked_add(1) else {
+            break;
+        };
+        start = staged_chunk(after, 0);
     }
     Ok(tokens)
 }

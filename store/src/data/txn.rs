@@ -207,11 +207,14 @@ pub(crate) fn user_bounds(descriptor: &GroupDescriptor) -> (Bytes, Bytes, usize)
             (start, keys::local_end(group, Local::Private), prefix)
         }
         Some(range) => {
+            let start = keys::user(&range.start);
             let end = range
                 .end
                 .as_ref()
                 .map_or_else(keys::user_end, |end| keys::user(end));
-            (keys::user(&range.start), end, 1)
+            // A range that ends before it begins holds no key; no engine takes such bounds.
+            let end = end.max(start.clone());
+            (start, end, 1)
         }
     }
 }

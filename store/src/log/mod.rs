@@ -430,7 +430,7 @@ impl<D: Disk> LogEngine for RaftLog<D> {
                 group,
                 reason: format!("settled state: {why}"),
             })?;
-            next = next.max(state.as_of() + 1);
+            next = next.max(after(state.as_of())?);
             as_of.insert(group, state.as_of());
             load(&mut index, group, state);
         }
@@ -438,7 +438,7 @@ impl<D: Disk> LogEngine for RaftLog<D> {
         // gone, so that in between the log need not be one, and an overwritten suffix may show again.
         let mut marks: BTreeMap<GroupId, (EntryId, EntryId)> = BTreeMap::new();
         self.each_record(|sequence, value| {
-            next = next.max(sequence + 1);
+            next = next.max(after(sequence)?);
             for section in decode_live(sequence, value, &as_of)? {
                 // The newest section says how the log is now.
                 marks.insert(section.group, (section.truncated, section.last));
@@ -724,6 +724,15 @@ fn load(index: &mut LogIndex, group: GroupId, state: Settled) {
             index.tombstones.insert(group, next_replica);
         }
     }
+}
+
+/// The sequence number after one that is on the disk.
+fn after(sequence: u64) -> Result<u64, LogError> {
+    if sequence > record::LARGEST.0 {
+        let why = "no log ever had so many records";
+        return Err(cannot_trust(sequence, why));
+    }
+    Ok(sequence + 1)
 }
 
 fn cannot_trust(sequence: u64, why: &str) -> LogError {

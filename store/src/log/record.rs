@@ -21,6 +21,9 @@ const SECTION_HEADER: usize = 9 * 8 + 4;
 /// Bytes of an entry beside its payload.
 pub(crate) const ENTRY_HEADER: usize = 8 + 1 + 4;
 
+/// No log comes near it; beyond it numbers would overflow when entries are counted from them.
+pub(crate) const LARGEST: Index = Index(u64::MAX >> 1);
+
 /// What a record says of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Section<'a> {
@@ -111,6 +114,9 @@ pub(crate) fn decode(record: &Bytes) -> Result<Vec<Section<'static>>, &'static s
         let last = EntryId::new(at.get_u64(), at.get_u64());
         let first = Index(at.get_u64());
         let entries_count = at.get_u32();
+        if truncated.index.max(last.index).max(first) > LARGEST {
+            return Err("an index out of range");
+        }
         let offset = body.len() - at.remaining();
         let mut entries = Vec::new();
         for n in 0..u64::from(entries_count) {
@@ -193,6 +199,24 @@ mod tests {
             \0\0\0\0\0\0\0\x02\0\0\0\0\x02hi";
         assert_eq!(&bytes[..bytes.len() - 4], golden);
         assert_eq!(decode(&bytes), Ok(vec![section()]));
+    }
+
+    #[test]
+    fn an_index_at_the_end_of_its_range_is_refused() {
+        let edge = Index(u64::MAX);
+        let with = |change: fn(&mut Section<'static>, Index)| {
+            let mut damaged = section();
+            change(&mut damaged, edge);
+            decode(&encode(&mut [damaged]))
+        };
+        let refused = Err("an index out of range");
+        assert_eq!(
+            with(|section, edge| section.truncated.index = edge),
+            refused
+        );
+        assert_eq!(with(|section, edge| section.last.index = edge), refused);
+        let first = with(|section, edge| section.entries.to_mut()[0].index = edge);
+        assert_eq!(first, refused);
     }
 
     #[test]

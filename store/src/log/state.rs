@@ -11,6 +11,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_core::{EntryId, HardState, Index, ReplicaId, Term};
 
+use super::record::LARGEST;
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
@@ -102,9 +104,10 @@ impl Settled {
                 if at.len() != count * 24 {
                     return Err("cut short");
                 }
-                let runs = (0..count)
+                let runs: Vec<_> = (0..count)
                     .map(|_| (Term(at.get_u64()), Index(at.get_u64()), Index(at.get_u64())))
                     .collect();
+                check_runs(truncated, &runs)?;
                 Ok(Self::Replica {
                     as_of,
                     replica,
@@ -123,6 +126,24 @@ impl Settled {
             _ => Err("unknown kind of state"),
         }
     }
+}
+
+/// Runs follow each other from behind the truncation mark; of which terms is not the log's business.
+fn check_runs(truncated: EntryId, runs: &[(Term, Index, Index)]) -> Result<(), &'static str> {
+    let mut before = truncated.index;
+    for &(_, first, last) in runs {
+        if before > LARGEST || last > LARGEST {
+            return Err("an index out of range");
+        }
+        if first != before.next() || last < first {
+            return Err("runs that do not follow each other");
+        }
+        before = last;
+    }
+    if before > LARGEST {
+        return Err("an index out of range");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -166,5 +187,29 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(Settled::decode(&damaged).is_err(), "bit {bit}");
         }
+    }
+    #[test]
+    fn runs_that_are_no_log_are_refused() {
+        let decoded = |truncated: u64, runs: &[(u64, u64, u64)]| {
+            let run =
+                |&(term, first, last): &(u64, u64, u64)| (Term(term), Index(first), Index(last));
+            let state = Settled::Replica {
+                as_of: 1,
+                replica: ReplicaId(1),
+                hard_state: HardState::default(),
+                truncated: EntryId::new(1, truncated),
+                runs: runs.iter().map(run).collect(),
+            };
+            Settled::decode(&state.encode()).map(|found| assert_eq!(found, state))
+        };
+        assert_eq!(decoded(2, &[(1, 3, 4), (2, 5, 5)]), Ok(()));
+        let no_log = Err("runs that do not follow each other");
+        assert_eq!(decoded(2, &[(1, 4, 4)]), no_log, "a gap");
+        assert_eq!(decoded(2, &[(1, 2, 4)]), no_log, "what is truncated");
+        assert_eq!(decoded(2, &[(1, 3, 2)]), no_log, "an empty one");
+        let out_of_range = Err("an index out of range");
+        assert_eq!(decoded(u64::MAX, &[]), out_of_range);
+        assert_eq!(decoded(u64::MAX, &[(1, 0, 1)]), out_of_range);
+        assert_eq!(decoded(2, &[(1, 3, u64::MAX)]), out_of_range);
     }
 }
