@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::marker::PhantomData;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic::codegen::{Body, BoxFuture, Context, Poll, Service as Call, StdError, http};
@@ -121,17 +121,19 @@ impl<Out, In: Weighed> Decoder for Bounded<Out, In> {
     type Error = Status;
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<In>, Status> {
-        let bytes = from.copy_to_bytes(from.remaining());
-        let mut load = Load::default();
-        In::weigh(&bytes, &mut load).map_err(Status::internal)?;
-        let message = In::decode(bytes).map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Some(message))
+        unpack(from.copy_to_bytes(from.remaining())).map(Some)
     }
+}
+
+/// A message from its bytes, weighed first.
+pub(crate) fn unpack<In: Weighed>(bytes: Bytes) -> Result<In, Status> {
+    In::weigh(&bytes, &mut Load::default()).map_err(Status::internal)?;
+    In::decode(bytes).map_err(|error| Status::internal(error.to_string()))
 }
 
 /// What has been found in a message so far.
 #[derive(Default)]
-struct Load {
+pub(crate) struct Load {
     /// Bytes that its sender has reckoned for messages and rows of columns.
     parts: usize,
     /// The same for entries.
@@ -166,7 +168,7 @@ impl Load {
 }
 
 /// A message that can be weighed while it is packed.
-trait Weighed: prost::Message + Default + 'static {
+pub(crate) trait Weighed: prost::Message + Default + 'static {
     fn weigh(bytes: &[u8], load: &mut Load) -> Result<(), &'static str>;
 }
 

@@ -23,6 +23,8 @@
 mod bounded;
 mod codec;
 mod config;
+#[cfg(test)]
+mod fuzz;
 mod incoming;
 mod link;
 mod meters;
