@@ -7,6 +7,7 @@
 //! [`SessionReply`](polyraft_store::sessions::SessionReply).
 
 mod codec;
+mod explain;
 mod machine;
 
 use std::fmt::Write as _;
@@ -23,6 +24,7 @@ use self::codec::{
 };
 use self::machine::{KvApplication, Machine, value, value_bytes};
 use crate::disk::SimDisk;
+use crate::history::Register;
 use crate::rng::Rng;
 use crate::subject::{Operation, Part, Request, Served, Subject};
 
@@ -79,6 +81,14 @@ impl Memory {
 }
 
 impl Kv {
+    /// What an input with its output (none: unknown) is on a register whose values are text, for
+    /// [`History::json_lines`](crate::history::History::json_lines). Counting up is a write over what was
+    /// there, once it is answered. Nothing if it does not tell what a register would have to do.
+    #[must_use]
+    pub fn register(input: &Bytes, output: Option<&Bytes>) -> Option<Register> {
+        explain::register(input, output)
+    }
+
     /// A value that nobody else writes, also after some counting up.
     const fn unique(client: u64, number: u64) -> u64 {
         (client << 48) | (number << 16)
@@ -266,6 +276,13 @@ impl Subject for Kv {
                 None
             }
         }
+    }
+
+    fn screen(
+        &self,
+        steps: &mut dyn Iterator<Item = (&Bytes, Option<&Bytes>)>,
+    ) -> Result<(), String> {
+        explain::screen(steps)
     }
 
     fn show(&self, bytes: &Bytes) -> String {
