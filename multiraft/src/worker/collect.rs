@@ -25,7 +25,10 @@ impl Worker {
             replica.touched = false;
             let drained = match replica.quarantined {
                 None => drain(replica, self.index, &self.config, effects),
-                Some(_) => Ok(()),
+                Some(_) => {
+                    discard_snapshot(replica, effects);
+                    Ok(())
+                }
             };
             // Beside what was counted last: truncation and snapshots change it between collections.
             let after = settle_cache(replica, self.cache_bytes > budget);
@@ -72,7 +75,8 @@ fn drain(
         let ready = replica.node.ready().map_err(|error| error.to_string())?;
         perform(replica, worker, ready, effects)?;
     }
-    discard_refused_snapshot(replica, effects);
+    // One that the core did not take.
+    discard_snapshot(replica, effects);
     if !replica.leads() {
         for transfer in replica.transfers.drain(..) {
             transfer.answer(Ok(()));
@@ -298,8 +302,8 @@ pub(crate) const fn lane_of(message: &Message) -> LaneKey {
     }
 }
 
-/// A staged snapshot that the core did not take is removed.
-fn discard_refused_snapshot(replica: &mut Replica, effects: &mut Effects) {
+/// A staged snapshot that is not going to be installed is removed.
+pub(super) fn discard_snapshot(replica: &mut Replica, effects: &mut Effects) {
     if let Install::Offered(_) = replica.install
         && let Install::Offered(staged) = std::mem::take(&mut replica.install)
     {

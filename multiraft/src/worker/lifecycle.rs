@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use polyraft_core::{Append, EntryId, HardState, RaftNode, ReplicaId, planted};
 
+use super::collect::discard_snapshot;
 use super::{Counters, Worker};
 use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
 use crate::env::{Lifecycle, LogSection, RecoveredGroup};
@@ -312,6 +313,7 @@ impl Worker {
                 self.cache_bytes = self.cache_bytes.saturating_sub(replica.cached);
                 replica.proposals.give_up();
                 replica.reads.reject_all(|| Reject::NoGroup(group));
+                discard_snapshot(&mut replica, effects);
                 (replica.id, Arc::clone(&replica.descriptor))
             }
             None => (ReplicaId::NONE, uninitialised(group)),

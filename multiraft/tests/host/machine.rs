@@ -92,6 +92,12 @@ impl DataDisk {
         self.lock().now.get(&group).cloned()
     }
 
+    /// Snapshots that wait to be installed or discarded.
+    #[cfg(shuttle)]
+    pub(crate) fn staged(&self) -> usize {
+        self.lock().staged.len()
+    }
+
     /// The groups that have data.
     pub(crate) fn groups(&self) -> Vec<GroupId> {
         self.lock().now.keys().copied().collect()
