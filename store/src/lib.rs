@@ -11,6 +11,8 @@
 //!
 //! `log` knows nothing of the payload of entries, `data` nothing of Raft. Only `rocks` names RocksDB.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod disk;
 
 mod data;

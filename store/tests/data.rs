@@ -9,7 +9,8 @@ use polyraft_multiraft::env::{
     ApplyItem, Command, StagedSnapshot, StateMachine, StateMachineError,
 };
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, KeyRange};
-use polyraft_store::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
+use polyraft_store::conformance::{Around, Writes};
+use polyraft_store::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair};
 use polyraft_store::{Application, DataStateMachine, GroupTxn, MemoryDisk};
 
 /// Commands: `key=value` sets and replies the value before; `-key` removes; `#` counts in a local value;
@@ -376,44 +377,29 @@ fn a_group_destroyed_and_created_again_has_nothing_of_its_past() {
 
 /// Fails every write after the first few.
 #[derive(Clone)]
-struct Dying {
-    disk: MemoryDisk,
-    left: Arc<AtomicUsize>,
-}
+struct Dying(Arc<AtomicUsize>);
 
-impl Disk for Dying {
-    fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
+impl Writes<MemoryDisk> for Dying {
+    fn write(
+        &self,
+        disk: &MemoryDisk,
+        batch: Batch,
+        durability: Durability,
+    ) -> Result<(), DiskError> {
         let one_less = |left: usize| left.checked_sub(1);
         match self
-            .left
+            .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
         {
-            Ok(_) => self.disk.write(batch, durability),
+            Ok(_) => disk.write(batch, durability),
             Err(_) => Err(DiskError::Fatal("the power is gone".to_owned())),
         }
     }
+}
 
-    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-        self.disk.get(cf, key)
-    }
-
-    fn scan(
-        &self,
-        cf: Cf,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Pair>, DiskError> {
-        self.disk.scan(cf, start, end, limit)
-    }
-
-    fn view(&self) -> Box<dyn View> {
-        self.disk.view()
-    }
-
-    fn flush(&self, cf: Cf) -> Result<(), DiskError> {
-        self.disk.flush(cf)
-    }
+/// A disk that does so many writes.
+fn dying(disk: MemoryDisk, writes: usize) -> Around<MemoryDisk, Dying> {
+    Around(disk, Dying(Arc::new(AtomicUsize::new(writes))))
 }
 
 /// A disk with an old state of the group, and a newer snapshot of it staged.
@@ -438,23 +424,17 @@ fn a_crash_at_any_write_of_an_installation_leaves_the_old_or_the_new() {
     let mut outcomes = [0, 0];
     for writes in 0.. {
         let (disk, staged) = about_to_restore(&group);
-        let dying = Dying {
-            disk: disk.clone(),
-            left: Arc::new(AtomicUsize::new(writes)),
-        };
-        let done = DataStateMachine::new(Toy, dying).restore(&staged).is_ok();
+        let done = DataStateMachine::new(Toy, dying(disk.clone(), writes))
+            .restore(&staged)
+            .is_ok();
         for keep in 0..=writes {
             let crashed = disk.crash(keep);
             // And once more in the middle of putting it right.
             for again in 0..=writes + 1 {
-                let left = Arc::new(AtomicUsize::new(again));
-                let dying = Dying {
-                    disk: crashed.crash(0),
-                    left,
-                };
+                let dying = dying(crashed.crash(0), again);
                 // Its error is what is provoked here.
                 let _unfinished = DataStateMachine::new(Toy, dying.clone()).recover();
-                let disk = dying.disk.crash(again);
+                let disk = dying.0.crash(again);
                 let machine = DataStateMachine::new(Toy, disk.clone());
                 let found = machine.recover().unwrap();
                 let new = found == [state(&group, 6)];
@@ -482,11 +462,7 @@ fn who_reads_in_the_middle_of_an_installation_sees_nothing_half_done() {
     let (mut half_done, mut writes) = (0, 0);
     loop {
         let (disk, staged) = about_to_restore(&group);
-        let left = Arc::new(AtomicUsize::new(writes));
-        let dying = Dying {
-            disk: disk.clone(),
-            left,
-        };
+        let dying = dying(disk.clone(), writes);
         let done = DataStateMachine::new(Toy, dying).restore(&staged).is_ok();
         let machine = DataStateMachine::new(Toy, disk);
         let seen = machine.get_whole(&group, b"a").unwrap();
@@ -508,11 +484,7 @@ fn what_an_installation_left_half_done_is_destroyed_with_the_group() {
     let group = descriptor(1, None);
     let (disk, staged) = about_to_restore(&group);
     // The marker, the removal of the old data, one chunk.
-    let left = Arc::new(AtomicUsize::new(3));
-    let dying = Dying {
-        disk: disk.clone(),
-        left,
-    };
+    let dying = dying(disk.clone(), 3);
     assert!(DataStateMachine::new(Toy, dying).restore(&staged).is_err());
     assert!(!disk.scan(Cf::Data, &[], None, 9).unwrap().is_empty());
     let machine = DataStateMachine::new(Toy, disk.clone());

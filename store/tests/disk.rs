@@ -1,8 +1,8 @@
 //! What every disk must do, on all of them; and what only the model can show: what a crash keeps.
 
 use bytes::Bytes;
-use polyraft_store::MemoryDisk;
-use polyraft_store::disk::{Batch, Cf, Change, Disk, Durability};
+use polyraft_store::disk::{Cf, Change, Disk, Durability};
+use polyraft_store::{MemoryDisk, conformance};
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -13,91 +13,24 @@ fn put(cf: Cf, key: &str, value: &str) -> (Cf, Change) {
 }
 
 fn all(disk: &impl Disk, cf: Cf) -> String {
-    show(disk.scan(cf, b"", None, usize::MAX).unwrap())
-}
-
-fn show(pairs: Vec<(Bytes, Bytes)>) -> String {
     let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
-    let pair = |(key, value): &(Bytes, Bytes)| format!("{}={}", text(key), text(value));
-    pairs.iter().map(pair).collect::<Vec<_>>().join(" ")
-}
-
-fn suite(disk: &impl Disk) {
-    for durability in [
-        Durability::Synced,
-        Durability::Buffered,
-        Durability::Volatile,
-    ] {
-        changes_happen_in_order(disk, durability);
-    }
-    scans_are_bounded(disk);
-    a_view_stands_still(disk);
-    disk.write(Batch::new(), Durability::Synced).unwrap();
-}
-
-fn changes_happen_in_order(disk: &impl Disk, durability: Durability) {
-    let batch = vec![
-        put(Cf::Data, "a", "1"),
-        put(Cf::Data, "b", "1"),
-        put(Cf::Data, "c", "1"),
-        put(Cf::Meta, "a", "meta"),
-        (Cf::Data, Change::DeleteRange(bytes("a"), bytes("c"))),
-        put(Cf::Data, "b", "2"),
-        (Cf::Data, Change::Delete(bytes("c"))),
-        put(Cf::Log, "b", ""),
-        put(Cf::Data, "d", "4"),
-    ];
-    disk.write(batch, durability).unwrap();
-    assert_eq!(all(disk, Cf::Data), "b=2 d=4", "{durability:?}");
-    assert_eq!(disk.get(Cf::Data, b"a"), Ok(None));
-    assert_eq!(disk.get(Cf::Data, b"b"), Ok(Some(bytes("2"))));
-    assert_eq!(disk.get(Cf::Meta, b"a"), Ok(Some(bytes("meta"))));
-    assert_eq!(disk.get(Cf::Log, b"b"), Ok(Some(Bytes::new())));
-    disk.flush(Cf::Data).unwrap();
-    assert_eq!(all(disk, Cf::Data), "b=2 d=4", "{durability:?}, flushed");
-    let everything = Change::DeleteRange(bytes(""), bytes("z"));
-    let batch = Cf::ALL.map(|cf| (cf, everything.clone())).to_vec();
-    disk.write(batch, durability).unwrap();
-    assert!(Cf::ALL.iter().all(|cf| all(disk, *cf).is_empty()));
-}
-
-fn scans_are_bounded(disk: &impl Disk) {
-    let keys = ["a", "b", "b0", "c", "d"];
-    let batch = keys.map(|key| put(Cf::Settled, key, key)).to_vec();
-    disk.write(batch, Durability::Synced).unwrap();
-    let scan = |start: &[u8], end, limit| show(disk.scan(Cf::Settled, start, end, limit).unwrap());
-    assert_eq!(scan(b"b", Some(b"d".as_slice()), 9), "b=b b0=b0 c=c");
-    assert_eq!(scan(b"b\0", Some(b"d"), 1), "b0=b0");
-    assert_eq!(scan(b"b", None, 0), "");
-    assert_eq!(scan(b"c", None, 9), "c=c d=d");
-    assert_eq!(scan(b"c", Some(b"c"), 9), "");
-    assert_eq!(scan(b"e", None, 9), "");
-}
-
-fn a_view_stands_still(disk: &impl Disk) {
-    disk.write(
-        vec![put(Cf::State, "k", "1"), put(Cf::Log, "k", "1")],
-        Durability::Synced,
-    )
-    .unwrap();
-    let view = disk.view();
-    let batch = vec![
-        put(Cf::State, "k", "2"),
-        (Cf::Log, Change::Delete(bytes("k"))),
-        put(Cf::Log, "l", "2"),
-    ];
-    disk.write(batch, Durability::Volatile).unwrap();
-    disk.flush(Cf::State).unwrap();
-    assert_eq!(view.get(Cf::State, b"k"), Ok(Some(bytes("1"))));
-    assert_eq!(show(view.scan(Cf::Log, b"", None, 9).unwrap()), "k=1");
-    drop(view);
-    assert_eq!(disk.get(Cf::State, b"k"), Ok(Some(bytes("2"))));
-    assert_eq!(all(disk, Cf::Log), "l=2");
+    let pairs = disk.scan(cf, b"", None, usize::MAX).unwrap();
+    let pairs = pairs
+        .iter()
+        .map(|(key, value)| format!("{}={}", text(key), text(value)));
+    pairs.collect::<Vec<_>>().join(" ")
 }
 
 #[test]
 fn the_modelled_disk_does_what_a_disk_must() {
-    suite(&MemoryDisk::new());
+    conformance::disk(&MemoryDisk::new());
+    for seed in 0..500 {
+        conformance::power_cuts(
+            MemoryDisk::new,
+            |disk, rng| disk.crash(usize::try_from(rng.below(9)).unwrap()),
+            seed,
+        );
+    }
 }
 
 #[test]
@@ -147,7 +80,7 @@ mod rocks {
     #[test]
     fn rocksdb_does_what_a_disk_must() {
         let dir = tempfile::tempdir().unwrap();
-        suite(&RocksDisk::open(dir.path(), RocksOptions::default()).unwrap());
+        conformance::disk(&RocksDisk::open(dir.path(), RocksOptions::default()).unwrap());
     }
 
     #[test]

@@ -369,57 +369,39 @@ mod rocks {
     use std::sync::Arc;
 
     use polyraft_store::RocksDisk;
-    use polyraft_store::disk::{Batch, DiskError, Durability, Pair, View};
+    use polyraft_store::conformance::{Around, Writes};
+    use polyraft_store::disk::{Batch, DiskError, Durability};
     use tempfile::TempDir;
 
     use super::*;
 
     /// RocksDB that is closed and opened again in place of a crash; nothing is lost then.
-    #[derive(Clone)]
-    struct Reopened(RocksDisk, Arc<TempDir>);
+    type Reopened = Around<RocksDisk, Dir>;
 
-    impl Reopened {
-        fn open(dir: Arc<TempDir>) -> Self {
-            Self(
-                RocksDisk::open(dir.path(), Default::default()).unwrap(),
-                dir,
-            )
+    #[derive(Clone)]
+    struct Dir(Arc<TempDir>);
+
+    impl Writes<RocksDisk> for Dir {
+        fn write(
+            &self,
+            disk: &RocksDisk,
+            batch: Batch,
+            durability: Durability,
+        ) -> Result<(), DiskError> {
+            disk.write(batch, durability)
         }
+    }
+
+    fn open(dir: Dir) -> Reopened {
+        let disk = RocksDisk::open(dir.0.path(), Default::default()).unwrap();
+        Around(disk, dir)
     }
 
     impl Crash for Reopened {
         fn power_cut(self, _keep: usize, unsynced: usize) -> (Self, usize) {
-            let dir = Arc::clone(&self.1);
+            let dir = self.1.clone();
             drop(self);
-            (Self::open(dir), unsynced)
-        }
-    }
-
-    impl Disk for Reopened {
-        fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
-            self.0.write(batch, durability)
-        }
-
-        fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-            self.0.get(cf, key)
-        }
-
-        fn scan(
-            &self,
-            cf: Cf,
-            start: &[u8],
-            end: Option<&[u8]>,
-            limit: usize,
-        ) -> Result<Vec<Pair>, DiskError> {
-            self.0.scan(cf, start, end, limit)
-        }
-
-        fn view(&self) -> Box<dyn View> {
-            self.0.view()
-        }
-
-        fn flush(&self, cf: Cf) -> Result<(), DiskError> {
-            self.0.flush(cf)
+            (open(dir), unsynced)
         }
     }
 
@@ -430,7 +412,7 @@ mod rocks {
 
         #[test]
         fn any_history_on_rocksdb(steps in steps()) {
-            run(&steps, Reopened::open(Arc::new(tempfile::tempdir().unwrap())));
+            run(&steps, open(Dir(Arc::new(tempfile::tempdir().unwrap()))));
         }
     }
 }

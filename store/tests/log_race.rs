@@ -9,48 +9,29 @@ use parking_lot::Mutex;
 use polyraft_core::{Entry, EntryId, EntryKind, Index, ReplicaId, Term};
 use polyraft_multiraft::GroupId;
 use polyraft_multiraft::env::{Lifecycle, LogBatch, LogEngine, LogError, LogSection};
-use polyraft_store::disk::{Batch, Cf, Disk, DiskError, Durability, Pair, View};
+use polyraft_store::conformance::{Around, Writes};
+use polyraft_store::disk::{Batch, Disk, DiskError, Durability};
 use polyraft_store::{LogOptions, MemoryDisk, RaftLog};
 
 /// Stops the next write when it has happened, says so, and lets it return when told to.
 type Gate = Arc<Mutex<Option<(SyncSender<()>, Receiver<()>)>>>;
 
-#[derive(Default)]
-struct Slow {
-    disk: MemoryDisk,
-    gate: Gate,
-}
+#[derive(Clone, Default)]
+struct Slow(Gate);
 
-impl Disk for Slow {
-    fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
-        self.disk.write(batch, durability)?;
-        if let Some((written, go_on)) = self.gate.lock().take() {
+impl Writes<MemoryDisk> for Slow {
+    fn write(
+        &self,
+        disk: &MemoryDisk,
+        batch: Batch,
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        disk.write(batch, durability)?;
+        if let Some((written, go_on)) = self.0.lock().take() {
             written.send(()).unwrap();
             go_on.recv().unwrap();
         }
         Ok(())
-    }
-
-    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-        self.disk.get(cf, key)
-    }
-
-    fn scan(
-        &self,
-        cf: Cf,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Pair>, DiskError> {
-        self.disk.scan(cf, start, end, limit)
-    }
-
-    fn view(&self) -> Box<dyn View> {
-        self.disk.view()
-    }
-
-    fn flush(&self, cf: Cf) -> Result<(), DiskError> {
-        self.disk.flush(cf)
     }
 }
 
@@ -70,12 +51,12 @@ fn batch(section: LogSection) -> LogBatch {
 #[test]
 fn a_reset_is_not_taken_for_damage() {
     let slow = Slow::default();
-    let gate = Arc::clone(&slow.gate);
+    let gate = Arc::clone(&slow.0);
     let options = LogOptions {
         hot_bytes_max: 0,
         ..LogOptions::default()
     };
-    let log = RaftLog::new(slow, options);
+    let log = RaftLog::new(Around(MemoryDisk::new(), slow), options);
     log.recover().unwrap();
     let create = Lifecycle::Create {
         replica: ReplicaId(1),

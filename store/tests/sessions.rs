@@ -600,6 +600,8 @@ impl World {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_command_has_two_effects(steps in prop::collection::vec(step(), 1..200)) {
         let mut world = World::new();

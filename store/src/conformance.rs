@@ -1,0 +1,276 @@
+//! What every [`Disk`] must keep of its promises, for its tests (feature `conformance`).
+//!
+//! [`disk`] is for all of them; [`power_cuts`] for those whose power can be cut. A broken promise is a panic
+//! that names it. [`Around`] is a disk around another one, for tests that do something more with each
+//! write.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use polyraft_multiraft::env::conformance::Rng;
+
+use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
+
+/// What is seen of writes, scans and views on an empty disk.
+pub fn disk<D: Disk>(disk: &D) {
+    for durability in [
+        Durability::Synced,
+        Durability::Buffered,
+        Durability::Volatile,
+    ] {
+        changes_happen_in_order(disk, durability);
+    }
+    scans_are_bounded(disk);
+    a_view_stands_still(disk);
+    write(disk, Batch::new(), Durability::Synced);
+}
+
+/// What a power cut keeps of arbitrary writes, drawn from `seed`. `cut` is given a disk and a source of
+/// randomness, and gives back the disk as it is found when the power is back.
+pub fn power_cuts<D: Disk>(new: impl Fn() -> D, cut: impl Fn(D, &mut Rng) -> D, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let mut disk = new();
+    let mut past = Past::default();
+    for _ in 0..4 {
+        for _ in 0..rng.below(24) {
+            past.next(&disk, &mut rng);
+        }
+        disk = cut(disk, &mut rng);
+        past.check(&disk);
+    }
+}
+
+/// One write under its number: to one column family, or to two at once.
+#[derive(Clone, Debug)]
+struct Written {
+    number: u64,
+    cfs: &'static [Cf],
+    durability: Durability,
+    /// A sync or a flush was acknowledged that covers it.
+    certain: bool,
+}
+
+/// What was written to a disk and may be found on it.
+#[derive(Debug, Default)]
+struct Past {
+    writes: Vec<Written>,
+    number: u64,
+}
+
+/// A key that each write to a column family sets to its number.
+const LAST: &str = "last";
+
+impl Past {
+    fn next<D: Disk>(&mut self, disk: &D, rng: &mut Rng) {
+        if rng.below(8) == 0 {
+            disk.flush(Cf::Data).expect("a flush of a healthy disk");
+            let of_data = |written: &&mut Written| written.cfs == [Cf::Data];
+            self.writes
+                .iter_mut()
+                .filter(of_data)
+                .for_each(|w| w.certain = true);
+            return;
+        }
+        // What goes past the write-ahead log is of one column family.
+        let (cfs, durability): (&[Cf], Durability) = match rng.below(6) {
+            0 => (&[Cf::Data], Durability::Synced),
+            1 => (&[Cf::Log, Cf::State], Durability::Synced),
+            2 => (&[Cf::Data], Durability::Buffered),
+            3 => (&[Cf::Log, Cf::State], Durability::Buffered),
+            _ => (&[Cf::Data], Durability::Volatile),
+        };
+        self.number += 1;
+        let (name, value) = (format!("{:06}", self.number), self.number.to_string());
+        let each = cfs
+            .iter()
+            .flat_map(|cf| [put(*cf, &name, ""), put(*cf, LAST, &value)]);
+        write(disk, each.collect(), durability);
+        if durability == Durability::Synced {
+            let logged = |written: &&mut Written| written.durability != Durability::Volatile;
+            self.writes
+                .iter_mut()
+                .filter(logged)
+                .for_each(|w| w.certain = true);
+        }
+        self.writes.push(Written {
+            number: self.number,
+            cfs,
+            durability,
+            certain: durability == Durability::Synced,
+        });
+    }
+
+    /// What is found must be what a power cut may leave; it is certain from now on.
+    fn check<D: Disk>(&mut self, disk: &D) {
+        let of = |cf| -> BTreeSet<u64> {
+            let pairs = pairs(disk, cf).into_iter();
+            pairs.filter_map(|(key, _)| number(&key)).collect()
+        };
+        let (data, log, state) = (of(Cf::Data), of(Cf::Log), of(Cf::State));
+        assert_eq!(log, state, "a part of a batch was kept: {self:?}");
+        let kept = |written: &Written| match written.cfs {
+            [Cf::Data] => data.contains(&written.number),
+            _ => log.contains(&written.number),
+        };
+        for written in self.writes.iter().filter(|written| written.certain) {
+            assert!(kept(written), "{written:?} is gone: {self:?}");
+        }
+        for volatile in [false, true] {
+            let alike = |written: &&Written| {
+                !written.certain && (written.durability == Durability::Volatile) == volatile
+            };
+            let found: Vec<bool> = self.writes.iter().filter(alike).map(kept).collect();
+            assert!(
+                found.is_sorted_by(|one, two| one >= two),
+                "a later write was kept without an earlier one: {found:?} of {self:?}"
+            );
+        }
+        for (cf, found) in [(Cf::Data, &data), (Cf::Log, &log), (Cf::State, &state)] {
+            let last = disk.get(cf, LAST.as_bytes()).expect("a healthy disk");
+            let last = last.and_then(|value| number(&value));
+            assert_eq!(
+                last,
+                found.last().copied(),
+                "writes changed places: {self:?}"
+            );
+        }
+        self.writes.retain(kept);
+        self.writes
+            .iter_mut()
+            .for_each(|written| written.certain = true);
+    }
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn write<D: Disk>(disk: &D, batch: Batch, durability: Durability) {
+    let result = disk.write(batch, durability);
+    assert_eq!(result, Ok(()), "a {durability:?} write to a healthy disk");
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn put(cf: Cf, key: &str, value: &str) -> (Cf, Change) {
+    (cf, Change::Put(bytes(key), bytes(value)))
+}
+
+fn pairs(disk: &impl Disk, cf: Cf) -> Vec<Pair> {
+    let pairs = disk.scan(cf, b"", None, usize::MAX);
+    pairs.expect("a scan of a healthy disk")
+}
+
+fn all(disk: &impl Disk, cf: Cf) -> String {
+    show(pairs(disk, cf))
+}
+
+fn show(pairs: Vec<Pair>) -> String {
+    let text = String::from_utf8_lossy;
+    let pair = |(key, value): &Pair| format!("{}={}", text(key), text(value));
+    pairs.iter().map(pair).collect::<Vec<_>>().join(" ")
+}
+
+fn changes_happen_in_order(disk: &impl Disk, durability: Durability) {
+    let batch = vec![
+        put(Cf::Data, "a", "1"),
+        put(Cf::Data, "b", "1"),
+        put(Cf::Data, "c", "1"),
+        put(Cf::Meta, "a", "meta"),
+        (Cf::Data, Change::DeleteRange(bytes("a"), bytes("c"))),
+        put(Cf::Data, "b", "2"),
+        (Cf::Data, Change::Delete(bytes("c"))),
+        put(Cf::Log, "b", ""),
+        put(Cf::Data, "d", "4"),
+    ];
+    write(disk, batch, durability);
+    assert_eq!(all(disk, Cf::Data), "b=2 d=4", "{durability:?}");
+    assert_eq!(disk.get(Cf::Data, b"a"), Ok(None));
+    assert_eq!(disk.get(Cf::Data, b"b"), Ok(Some(bytes("2"))));
+    assert_eq!(disk.get(Cf::Meta, b"a"), Ok(Some(bytes("meta"))));
+    assert_eq!(disk.get(Cf::Log, b"b"), Ok(Some(Bytes::new())));
+    disk.flush(Cf::Data).expect("a flush of a healthy disk");
+    assert_eq!(all(disk, Cf::Data), "b=2 d=4", "{durability:?}, flushed");
+    let everything = Change::DeleteRange(bytes(""), bytes("z"));
+    let batch = Cf::ALL.map(|cf| (cf, everything.clone())).to_vec();
+    write(disk, batch, durability);
+    assert!(Cf::ALL.iter().all(|cf| all(disk, *cf).is_empty()));
+}
+
+fn scans_are_bounded(disk: &impl Disk) {
+    let keys = ["a", "b", "b0", "c", "d"];
+    let batch = keys.map(|key| put(Cf::Settled, key, key)).to_vec();
+    write(disk, batch, Durability::Synced);
+    let scan = |start: &[u8], end, limit| {
+        let pairs = disk.scan(Cf::Settled, start, end, limit);
+        show(pairs.expect("a scan of a healthy disk"))
+    };
+    assert_eq!(scan(b"b", Some(b"d".as_slice()), 9), "b=b b0=b0 c=c");
+    assert_eq!(scan(b"b\0", Some(b"d"), 1), "b0=b0");
+    assert_eq!(scan(b"b", None, 0), "");
+    assert_eq!(scan(b"c", None, 9), "c=c d=d");
+    assert_eq!(scan(b"c", Some(b"c"), 9), "");
+    assert_eq!(scan(b"e", None, 9), "");
+}
+
+fn a_view_stands_still(disk: &impl Disk) {
+    let batch = vec![put(Cf::State, "k", "1"), put(Cf::Log, "k", "1")];
+    write(disk, batch, Durability::Synced);
+    let view = disk.view();
+    let batch = vec![
+        put(Cf::State, "k", "2"),
+        (Cf::Log, Change::Delete(bytes("k"))),
+        put(Cf::Log, "l", "2"),
+    ];
+    write(disk, batch, Durability::Volatile);
+    disk.flush(Cf::State).expect("a flush of a healthy disk");
+    assert_eq!(view.get(Cf::State, b"k"), Ok(Some(bytes("1"))));
+    let pairs = view.scan(Cf::Log, b"", None, 9);
+    assert_eq!(show(pairs.expect("a scan of a view")), "k=1");
+    drop(view);
+    assert_eq!(disk.get(Cf::State, b"k"), Ok(Some(bytes("2"))));
+    assert_eq!(all(disk, Cf::Log), "l=2");
+}
+
+/// A disk around another one: reads go to that; what happens to a write is up to the second part.
+#[derive(Clone, Debug)]
+pub struct Around<D, W>(pub D, pub W);
+
+/// See [`Around`].
+pub trait Writes<D>: Send + Sync + 'static {
+    /// A write on its way to `disk`.
+    ///
+    /// # Errors
+    /// The disk's, or those that a test wants.
+    fn write(&self, disk: &D, batch: Batch, durability: Durability) -> Result<(), DiskError>;
+}
+
+impl<D: Disk, W: Writes<D>> Disk for Around<D, W> {
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
+        self.1.write(&self.0, batch, durability)
+    }
+
+    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
+        self.0.get(cf, key)
+    }
+
+    fn scan(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        self.0.scan(cf, start, end, limit)
+    }
+
+    fn view(&self) -> Box<dyn View> {
+        self.0.view()
+    }
+
+    fn flush(&self, cf: Cf) -> Result<(), DiskError> {
+        self.0.flush(cf)
+    }
+}
