@@ -1,8 +1,8 @@
 //! What every [`Disk`] must keep of its promises, for its tests (feature `conformance`).
 //!
-//! [`disk`] is for all of them; [`power_cuts`] for those whose power can be cut. A broken promise is a panic
-//! that names it. [`Around`] is a disk around another one, for tests that do something more with each
-//! write.
+//! [`disk`] is for all of them; [`power_cuts`] for those whose power can be cut. A broken promise
+//! is a panic that names it. [`Around`] is a disk around another one, for tests that do something
+//! more with each write.
 
 use std::collections::BTreeSet;
 
@@ -25,8 +25,8 @@ pub fn disk<D: Disk>(disk: &D) {
     write(disk, Batch::new(), Durability::Synced);
 }
 
-/// What a power cut keeps of arbitrary writes, drawn from `seed`. `cut` is given a disk and a source of
-/// randomness, and gives back the disk as it is found when the power is back.
+/// What a power cut keeps of arbitrary writes, drawn from `seed`. `cut` is given a disk and a
+/// source of randomness, and gives back the disk as it is found when the power is back.
 pub fn power_cuts<D: Disk>(new: impl Fn() -> D, cut: impl Fn(D, &mut Rng) -> D, seed: u64) {
     let mut rng = Rng::new(seed);
     let mut disk = new();
