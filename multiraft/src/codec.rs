@@ -235,7 +235,11 @@ impl Reader<'_> {
             }
         }
         let [voters, learners, voters_outgoing, learners_next] = lists;
-        let auto_leave = self.u8()? != 0;
+        let auto_leave = match self.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(self.error("neither yes nor no")),
+        };
         Ok(ConfState {
             voters,
             learners,
@@ -314,6 +318,17 @@ mod tests {
             \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04";
         assert_eq!(&descriptor().encode()[..], golden);
         assert_eq!(GroupDescriptor::decode(golden), Ok(descriptor()));
+    }
+
+    #[test]
+    fn a_flag_is_yes_or_no() {
+        let mut bytes = AppliedState::default().encode().to_vec();
+        let flag = bytes.len() - AppliedState::default().descriptor.encode().len() - 1;
+        bytes[flag] = 1;
+        let state = AppliedState::decode(&bytes).expect("it is set");
+        assert!(state.conf_state.auto_leave);
+        bytes[flag] = 2;
+        assert!(AppliedState::decode(&bytes).is_err());
     }
 
     #[test]

@@ -88,6 +88,12 @@ impl KeyRange {
         self.start <= key && self.end.as_ref().is_none_or(|end| key < *end)
     }
 
+    /// Whether no key lies within: it ends where it begins, or before.
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end <= self.start)
+    }
+
     /// Whether any key lies within both.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
@@ -143,9 +149,38 @@ impl GroupDescriptor {
             members,
             next_replica: ReplicaId(self.next_replica.0.max(highest.saturating_add(1))),
             epoch: Epoch {
-                membership: self.epoch.membership + 1,
+                // Whatever another store may have claimed it to be: all replicas must get past it.
+                membership: self.epoch.membership.saturating_add(1),
                 range: self.epoch.range,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_at_its_end_stays_there() {
+        let descriptor = GroupDescriptor {
+            epoch: Epoch {
+                membership: u64::MAX,
+                range: 1,
+            },
+            ..GroupDescriptor::default()
+        };
+        let next = descriptor.after_change(&ConfState::default(), &[]);
+        assert_eq!(next.epoch, descriptor.epoch);
+    }
+
+    #[test]
+    fn a_range_that_ends_before_it_begins_is_empty() {
+        let range = |start: &'static str, end: Option<&'static str>| KeyRange {
+            start: Bytes::from_static(start.as_bytes()),
+            end: end.map(|end| Bytes::from_static(end.as_bytes())),
+        };
+        assert!(range("b", Some("a")).is_empty() && range("b", Some("b")).is_empty());
+        assert!(!range("b", Some("ba")).is_empty() && !range("b", None).is_empty());
     }
 }

@@ -16,7 +16,7 @@ use crate::env::{
     SnapshotSink, StateMachine,
 };
 use crate::error::Reject;
-use crate::group::{GroupDescriptor, GroupId, StoreId};
+use crate::group::{GroupDescriptor, GroupId, KeyRange, StoreId};
 use crate::input::{Admin, Input};
 use crate::responder::Responder;
 use crate::sync::Sender;
@@ -441,6 +441,10 @@ impl Inbound for HostHandle {
         };
         if snapshot != header.state.last || header.state.descriptor.group != group {
             return not_wanted("message and state disagree");
+        }
+        let range = header.state.descriptor.range.as_ref();
+        if range.is_some_and(KeyRange::is_empty) {
+            return not_wanted("its range contains no key");
         }
         if header.state.descriptor.store_of(header.message.to) != Some(self.inner.config.store) {
             return not_wanted("it does not know this replica as a member");

@@ -135,8 +135,7 @@ impl Worker {
         {
             return refused("a store or a replica id is among the members twice");
         }
-        let empty = |range: &KeyRange| range.end.as_ref().is_some_and(|end| *end <= range.start);
-        if descriptor.range.as_ref().is_some_and(empty) {
+        if descriptor.range.as_ref().is_some_and(KeyRange::is_empty) {
             return refused("its range contains no key: the end must be above the start");
         }
         if self

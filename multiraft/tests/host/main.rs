@@ -8,6 +8,7 @@ mod chaos;
 mod cluster;
 mod conformance;
 mod faults;
+mod fuzz;
 mod history;
 mod log;
 mod machine;

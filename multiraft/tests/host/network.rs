@@ -50,6 +50,8 @@ struct Inner {
     disks: BTreeMap<StoreId, LogDisk>,
     leaders: BTreeMap<(GroupId, Term), ReplicaId>,
     messages: u64,
+    /// What hosts say is checked.
+    watches: bool,
 }
 
 #[derive(Clone)]
@@ -88,6 +90,7 @@ impl Network {
             disks: BTreeMap::new(),
             leaders: BTreeMap::new(),
             messages: 0,
+            watches: true,
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
@@ -100,6 +103,17 @@ impl Network {
 
     pub(crate) fn add(&self, store: StoreId, disk: LogDisk) {
         self.lock().disks.insert(store, disk);
+    }
+
+    /// Who is told that two lead in one term may well take back what it has promised to one of them.
+    pub(crate) fn stop_watching(&self) {
+        self.lock().watches = false;
+    }
+
+    /// What is on its way and not a snapshot, by whom it is for; it does not arrive any more.
+    pub(crate) fn take_frames(&self) -> Vec<(StoreId, Vec<GroupMessage>)> {
+        let frames = std::mem::take(&mut self.lock().frames).into_values();
+        frames.map(|frame| (frame.to, frame.messages)).collect()
     }
 
     pub(crate) fn set_weather(&self, weather: Weather) {
@@ -220,7 +234,9 @@ impl Inner {
     fn send(&mut self, from: StoreId, to: StoreId, messages: Vec<GroupMessage>) {
         self.messages += messages.len() as u64;
         for message in &messages {
-            if let Body::Raft(raft) | Body::Sleep(raft) = &message.body {
+            if let Body::Raft(raft) | Body::Sleep(raft) = &message.body
+                && self.watches
+            {
                 self.watch(from, message.group, raft);
             }
         }

@@ -1,0 +1,94 @@
+//! Arbitrary bytes where descriptors and applied states are read: what is understood means those bytes and
+//! no others, and nothing needs more memory than it has bytes for.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use polyraft_core::{ConfState, EntryId, ReplicaId};
+use polyraft_fuzz::{Fuzz, Meter, Source};
+use polyraft_multiraft::{
+    AppliedState, Epoch, GroupDescriptor, GroupId, KeyRange, Member, StoreId,
+};
+
+#[global_allocator]
+static METER: Meter = Meter;
+
+fn key(source: &mut Source<'_>) -> Bytes {
+    Bytes::copy_from_slice(source.bytes(20))
+}
+
+fn replicas(source: &mut Source<'_>) -> Vec<ReplicaId> {
+    let count = source.below(5);
+    (0..count).map(|_| ReplicaId(source.number())).collect()
+}
+
+fn descriptor(source: &mut Source<'_>) -> GroupDescriptor {
+    let range = source.flag().then(|| KeyRange {
+        start: key(source),
+        end: source.flag().then(|| key(source)),
+    });
+    let count = source.below(5);
+    let member = |source: &mut Source<'_>| Member {
+        replica: ReplicaId(source.number()),
+        store: StoreId(source.number()),
+    };
+    GroupDescriptor {
+        group: GroupId(source.number()),
+        range,
+        members: (0..count).map(|_| member(source)).collect(),
+        next_replica: ReplicaId(source.number()),
+        epoch: Epoch {
+            membership: source.number(),
+            range: source.number(),
+        },
+    }
+}
+
+fn state(source: &mut Source<'_>) -> AppliedState {
+    let conf_state = ConfState {
+        voters: replicas(source),
+        learners: replicas(source),
+        voters_outgoing: replicas(source),
+        learners_next: replicas(source),
+        auto_leave: source.flag(),
+    };
+    AppliedState {
+        last: EntryId::new(source.number(), source.number()),
+        conf_state: Arc::new(conf_state),
+        descriptor: Arc::new(descriptor(source)),
+    }
+}
+
+#[test]
+fn states_come_back_as_they_were() {
+    let fuzz = Fuzz::new("multiraft::states").runs(20_000).length_max(256);
+    fuzz.check(|input| {
+        let state = state(&mut Source::new(input));
+        assert_eq!(AppliedState::decode(&state.encode()), Ok(state.clone()));
+        let descriptor = GroupDescriptor::clone(&state.descriptor);
+        let bytes = descriptor.encode();
+        assert_eq!(GroupDescriptor::decode(&bytes), Ok(descriptor));
+    });
+}
+
+#[test]
+fn states_from_bytes() {
+    let mut fuzz = Fuzz::new("multiraft::bytes")
+        .runs(40_000)
+        .memory_max(1 << 20);
+    for seed in 0..8u8 {
+        let bytes: Vec<u8> = (0..120).map(|at| seed.wrapping_mul(31) ^ at).collect();
+        let state = state(&mut Source::new(&bytes));
+        fuzz = fuzz
+            .example(state.encode())
+            .example(state.descriptor.encode());
+    }
+    fuzz.check(|input| {
+        if let Ok(state) = AppliedState::decode(input) {
+            assert_eq!(state.encode(), input);
+        }
+        if let Ok(descriptor) = GroupDescriptor::decode(input) {
+            assert_eq!(descriptor.encode(), input);
+        }
+    });
+}
