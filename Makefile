@@ -3,13 +3,14 @@
 
 CARGO := scripts/with-rocksdb cargo
 
-.PHONY: help demo test quick shuttle lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
+.PHONY: help demo test quick fuzz shuttle lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
 
 help:
 	@echo "make demo           three stores, 1,000 groups, load, a kill -9, and a cluster to play with"
 	@echo "make test           all tests (unit, property, conformance, whole processes, repository checks)"
 	@echo "make quick          the tests that need no RocksDB: core, multiraft, transport; seconds"
 	@echo "make shuttle        threads under chosen schedules; TEST=name, TIMES=10 more of them, REPLAY=file one again"
+	@echo "make fuzz           arbitrary input against everything that reads any; MINUTES=10 in all, FUZZ_SEED=n to repeat"
 	@echo "make lint           rustfmt and clippy, warnings denied"
 	@echo "make build          the binary, debug (target/debug/polyraft)"
 	@echo "make release        the binary, optimised (target/release/polyraft)"
@@ -39,6 +40,19 @@ shuttle:
 	cargo test -p polyraft-multiraft --lib sync::tests::$(TEST)
 	cargo test -p polyraft-multiraft --test interleavings $(TEST)
 	cargo test -p polyraft-store --no-default-features --test interleavings $(TEST)
+
+# Each of the 21 targets in turn, from a seed drawn at the start; docs/fuzzing.md says how to repeat a failure.
+MINUTES ?= 10
+FUZZ := POLYRAFT_FUZZ_SECONDS=$$(( $(MINUTES) * 60 / 21 + 1 )) $(if $(FUZZ_SEED),POLYRAFT_FUZZ_SEED=$(FUZZ_SEED),)
+
+fuzz:
+	scripts/setup
+	$(FUZZ) cargo test -p polyraft-core --test fuzz -- --test-threads 1
+	$(FUZZ) cargo test -p polyraft-multiraft --test fuzz -- --test-threads 1
+	$(FUZZ) cargo test -p polyraft-multiraft --test host fuzz:: -- --test-threads 1
+	$(FUZZ) cargo test -p polyraft-store --no-default-features --test fuzz -- --test-threads 1
+	$(FUZZ) cargo test -p polyraft-transport --lib fuzz:: -- --test-threads 1
+	$(FUZZ) $(CARGO) test -p polyraft-server --lib fuzz:: -- --test-threads 1
 
 lint:
 	$(CARGO) fmt --all --check
