@@ -50,6 +50,16 @@ pub enum Request {
     Query(Bytes),
 }
 
+impl Request {
+    /// What is sent.
+    #[must_use]
+    pub const fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Command { data, .. } | Self::Query(data) => data,
+        }
+    }
+}
+
 /// What an operation was on one object, for the checker: see [`Subject::step`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {

@@ -53,7 +53,7 @@ impl Trace {
         self.line(&format!("{event:?}"));
     }
 
-    fn line(&self, what: &str) {
+    pub(crate) fn line(&self, what: &str) {
         let mut inner = self.inner.lock();
         let at = inner.now;
         let line = format!("{:>5}.{:09} {what}", at / 1_000_000_000, at % 1_000_000_000);

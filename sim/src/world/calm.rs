@@ -72,7 +72,13 @@ impl World {
         let mut stores = self.stores.iter();
         let busy = stores.find(|(_, s)| s.running.as_ref().is_some_and(|r| !r.is_idle()));
         // Awake groups have heartbeats under way now and then.
-        busy.map(|(id, _)| format!("store {id} is not at rest"))
+        if let Some((id, _)) = busy {
+            return Some(format!("store {id} is not at rest"));
+        }
+        // Whoever is overtaken while it waits hears so after two election timeouts at the latest.
+        let mut running = self.running();
+        let owes = running.find(|(_, handle)| handle.stats().proposal_bytes > 0);
+        owes.map(|(id, _)| format!("store {id} has proposals that nobody was answered for"))
     }
 
     /// What members of a group lack.

@@ -187,6 +187,12 @@ impl World {
         let (token, answers) = (client.token, Arc::clone(&self.answers));
         doing.waiting = Waiting::Answer(incarnation);
         doing.at = store;
+        if let Some(trace) = &self.trace {
+            let request = self.subject.show(doing.operation.request.bytes());
+            trace.line(&format!(
+                "    client {at} ({token}) asks s{store}, group {group}: {request}"
+            ));
+        }
         match &doing.operation.request {
             Request::Command { data, .. } => {
                 let respond = Responder::new(

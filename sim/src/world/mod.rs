@@ -318,6 +318,9 @@ impl World {
     }
 
     fn told(&mut self, answer: Answer) {
+        if let Some(trace) = &self.trace {
+            trace.line(&format!("    {answer:?}"));
+        }
         match answer {
             Answer::Command(client, token, result) => self.client_told(client, token, result),
             Answer::Permit(client, token, result) => self.client_permitted(client, token, result),
