@@ -2,8 +2,8 @@
 //!
 //! A target is a function of bytes. [`Fuzz`] feeds it inputs that depend on nothing but the target's
 //! name and a seed, so that a rerun repeats them: random ones, and examples of the target's with damage
-//! done to them. What fails is made smaller, and the failure says how to repeat it. [`Source`] turns bytes into
-//! numbers and choices, for targets that want more structure than bytes have.
+//! done to them. What fails is made smaller, and the failure says how to repeat it. [`Source`] turns bytes
+//! into numbers and choices, for targets that want more structure than bytes have.
 //!
 //! | variable | meaning |
 //! |---|---|

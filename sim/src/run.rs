@@ -8,7 +8,7 @@ use std::sync::{Arc, Once};
 use parking_lot::Mutex;
 
 use crate::checkers::{self, Limits};
-use crate::observe::Violation;
+use crate::observe::{Checker, Violation};
 use crate::plan::{Fault, Plan};
 use crate::subject::Subject;
 use crate::time::{MILLISECOND, Nanos};
@@ -24,9 +24,21 @@ thread_local! {
 /// Runs the world of a plan, with all checkers. A panic in it is a violation like any other.
 #[must_use]
 pub fn run(plan: &Plan, subject: &Arc<dyn Subject>, trace: Option<&Trace>) -> Outcome {
+    run_with(plan, subject, Vec::new(), trace)
+}
+
+/// [`run`] with some more checkers.
+#[must_use]
+pub fn run_with(
+    plan: &Plan,
+    subject: &Arc<dyn Subject>,
+    more: Vec<Box<dyn Checker>>,
+    trace: Option<&Trace>,
+) -> Outcome {
     hear_panics();
     let limits = plan.clone();
     let mut all = checkers::all_within(move |store| Limits::of(&limits.host_config(store)));
+    all.extend(more);
     all.extend(trace.map(Trace::checker));
     GUARDED.set(true);
     let subject = Arc::clone(subject);
@@ -53,6 +65,14 @@ pub fn run(plan: &Plan, subject: &Arc<dyn Subject>, trace: Option<&Trace>) -> Ou
             ..Outcome::default()
         }
     })
+}
+
+impl Plan {
+    /// Runs the world of this plan, with all checkers: see [`run`].
+    #[must_use]
+    pub fn run(&self, subject: &Arc<dyn Subject>) -> Outcome {
+        run(self, subject, None)
+    }
 }
 
 /// Panics of guarded worlds are not printed but kept.

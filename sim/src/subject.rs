@@ -60,6 +60,29 @@ impl Request {
     }
 }
 
+impl Operation {
+    /// A command. Nobody proposes it again when its outcome is unknown.
+    #[must_use]
+    pub fn command(object: impl Into<Bytes>, data: impl Into<Bytes>) -> Self {
+        Self {
+            object: object.into(),
+            request: Request::Command {
+                data: data.into(),
+                repeatable: false,
+            },
+        }
+    }
+
+    /// A query.
+    #[must_use]
+    pub fn query(object: impl Into<Bytes>, query: impl Into<Bytes>) -> Self {
+        Self {
+            object: object.into(),
+            request: Request::Query(query.into()),
+        }
+    }
+}
+
 /// What an operation was on one object, for the checker: see [`Subject::step`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -76,6 +99,12 @@ pub trait Subject: Send + Sync + 'static {
     /// The state machine of a store, on its disk, at each start. What it keeps anywhere but on this disk
     /// is not lost in a crash, as that of a process would be.
     fn open(&self, store: StoreId, disk: &SimDisk) -> Arc<dyn Served>;
+
+    /// Whether each group has a range of keys of its own, in which all its keys must lie. By default
+    /// groups have none, and their keys are any.
+    fn ranges(&self) -> bool {
+        false
+    }
 
     /// What a client asks of a group next. `number` counts what this client has asked so far.
     fn operation(&self, rng: &mut Rng, group: GroupId, client: u64, number: u64) -> Operation;

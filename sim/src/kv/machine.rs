@@ -1,21 +1,18 @@
-//! The state machine of the built-in subject: what the groups replicate, and how it is read.
+//! The application of the built-in subject: what the groups replicate, and how it is read.
 
 use bytes::Bytes;
 use polyraft_multiraft::GroupDescriptor;
-use polyraft_multiraft::env::{self, StateMachine};
+use polyraft_multiraft::env;
 use polyraft_store::disk::DiskError;
-use polyraft_store::{Application, DataStateMachine, GroupTxn, Sessions};
+use polyraft_store::{Application, GroupTxn};
 
+use super::KEYS;
 use super::codec::{Command, Outcome, Query, Reply, answer};
-use super::{KEYS, SESSIONS};
-use crate::disk::SimDisk;
-use crate::subject::Served;
+use crate::kit::{GroupView, Readable};
 
 /// What the groups replicate: the application under the sessions.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KvApplication;
-
-pub(super) type Machine = DataStateMachine<Sessions<KvApplication, SESSIONS>, SimDisk>;
 
 /// Where a key of the group stands.
 pub(super) fn place(descriptor: &GroupDescriptor, key: u8) -> Vec<u8> {
@@ -59,46 +56,26 @@ impl Application for KvApplication {
     }
 }
 
-impl Served for Machine {
-    fn query(&self, descriptor: &GroupDescriptor, query: &Bytes) -> Result<Bytes, String> {
+impl Readable for KvApplication {
+    fn query(view: &GroupView<'_>, query: &Bytes) -> Result<Bytes, String> {
         let query = Query::decode(query).ok_or("a malformed query")?;
-        let unreadable = |error: DiskError| error.to_string();
-        let not_whole = "the group's data is not whole";
+        let counter = |bytes: &Bytes| value(bytes).map_err(|error| error.to_string());
+        let place = |key| place(view.descriptor(), key);
         match query {
             Query::Get(key) => {
-                let found = self.get_whole(descriptor, &place(descriptor, key));
-                let found = found.map_err(unreadable)?.ok_or(not_whole)?;
-                let found = found.map(|bytes| value(&bytes)).transpose();
-                Ok(answer([found.map_err(unreadable)?]))
+                let found = view.get(&place(key))?;
+                Ok(answer([found.as_ref().map(counter).transpose()?]))
             }
             Query::Scan => {
-                let (first, limit) = (place(descriptor, 0), usize::from(KEYS) + 1);
-                let pairs = self.scan_whole(descriptor, &first, None, limit);
+                let limit = usize::from(KEYS) + 1;
                 let mut values = [None; KEYS as usize];
-                for (name, bytes) in pairs.map_err(unreadable)?.ok_or(not_whole)? {
-                    let key = (0..KEYS).find(|key| place(descriptor, *key) == name);
+                for (name, bytes) in view.scan(&place(0), None, limit)? {
+                    let key = (0..KEYS).find(|key| place(*key) == name);
                     let key = key.ok_or_else(|| format!("a key that nobody wrote: {name:?}"))?;
-                    values[usize::from(key)] = Some(value(&bytes).map_err(unreadable)?);
+                    values[usize::from(key)] = Some(counter(&bytes)?);
                 }
                 Ok(answer(values))
             }
         }
-    }
-
-    /// Of the chunks of a snapshot: they hold all that there is but the applied index and the
-    /// membership.
-    fn digest(&self, descriptor: &GroupDescriptor) -> Result<u64, String> {
-        let source = self.snapshot(descriptor.group);
-        let mut source = source.map_err(|error| error.to_string())?;
-        let mut digest = 0xcbf2_9ce4_8422_2325_u64;
-        while let Some(chunk) = source
-            .next_chunk(1 << 16)
-            .map_err(|error| error.to_string())?
-        {
-            for byte in chunk {
-                digest = (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        }
-        Ok(digest)
     }
 }

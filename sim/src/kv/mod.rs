@@ -16,15 +16,15 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_multiraft::{GroupId, StoreId};
-use polyraft_store::DataStateMachine;
 use polyraft_store::sessions::{Envelope, Once, SessionId, SessionReply, Sessions};
 
 use self::codec::{
     Change, Command, Outcome, Query, Reply, answer, put_value, take_answer, take_value,
 };
-use self::machine::{KvApplication, Machine, value, value_bytes};
+use self::machine::{KvApplication, value, value_bytes};
 use crate::disk::SimDisk;
 use crate::history::Register;
+use crate::kit;
 use crate::rng::Rng;
 use crate::subject::{Operation, Part, Request, Served, Subject};
 
@@ -160,9 +160,11 @@ fn of_key(group: &str, key: u8) -> Bytes {
 
 impl Subject for Kv {
     fn open(&self, _store: StoreId, disk: &SimDisk) -> Arc<dyn Served> {
-        let application = Sessions::bounded(KvApplication);
-        let machine: Machine = DataStateMachine::new(application, disk.clone());
-        Arc::new(machine)
+        kit::serve(Sessions::<_, SESSIONS>::bounded(KvApplication), disk)
+    }
+
+    fn ranges(&self) -> bool {
+        true
     }
 
     fn operation(&self, rng: &mut Rng, group: GroupId, client: u64, number: u64) -> Operation {

@@ -592,11 +592,3 @@ impl std::fmt::Debug for World {
             .finish_non_exhaustive()
     }
 }
-
-impl Plan {
-    /// Runs the world of this plan to its end.
-    #[must_use]
-    pub fn run(&self, subject: Arc<dyn Subject>, checkers: Vec<Box<dyn Checker>>) -> Outcome {
-        World::new(self.clone(), subject, checkers, None).run()
-    }
-}

@@ -113,7 +113,7 @@ impl World {
         };
         let descriptor = GroupDescriptor {
             group,
-            range: Some(range(slot)),
+            range: self.subject.ranges().then(|| range(slot)),
             members: (1..).zip(&stores).map(member).collect(),
             next_replica: ReplicaId(stores.len() as u64 + 1),
             ..GroupDescriptor::default()

@@ -156,6 +156,7 @@ fn equal_seeds_make_equal_storms_in_which_everything_happens() {
         .filter(|(name, _)| name.starts_with("network: "));
     // Those have tests of their own.
     let elsewhere = [
+        "network: a cut of one way was noticed",
         "network: no room on a lane",
         "network: too many snapshots at once",
         "network: a snapshot was refused",
