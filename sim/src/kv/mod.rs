@@ -31,9 +31,9 @@ use crate::subject::{Operation, Part, Request, Served, Subject};
 /// Keys of a group.
 pub const KEYS: u8 = 4;
 /// Sessions that a group knows: so few that clients that begin new ones evict each other.
-pub const SESSIONS: u64 = 32;
+pub const SESSIONS: u64 = 6;
 /// Commands after which a client with a memory begins a new session.
-const SESSION_USES: u64 = 8;
+const SESSION_USES: u64 = 4;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
