@@ -5,6 +5,8 @@
 
 mod args;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod group;
 mod kv;
 mod load;

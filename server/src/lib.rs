@@ -38,6 +38,8 @@ mod balance;
 mod demo;
 mod directory;
 mod environment;
+#[cfg(test)]
+mod fuzz;
 mod instances;
 mod load;
 mod metrics;

@@ -528,8 +528,14 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let number: f64 = number
         .parse()
         .map_err(|_| format!("{text:?} is no time such as 500ms, 5s or 2m"))?;
-    Duration::try_from_secs_f64(number * factor).map_err(|error| format!("{text:?}: {error}"))
+    match Duration::try_from_secs_f64(number * factor) {
+        Ok(time) if time <= LONGEST => Ok(time),
+        _ => Err(format!("{text:?} is too long: ten years are the most")),
+    }
 }
+
+/// Nobody waits longer, and an end that lies so far ahead is still a moment that clocks can name.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {
@@ -613,6 +619,8 @@ mod tests {
             "-1s",
             "1e9s",
             "9999999999999999999999s",
+            // A moment so far ahead has no name.
+            "1000000000000h",
         ] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
         }

@@ -81,7 +81,8 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 /// Bytes from hexadecimal.
 pub(super) fn parse_hex(text: &str) -> Result<Vec<u8>, String> {
     let wrong = || format!("{text:?} is not hexadecimal");
-    if !text.is_ascii() || !text.len().is_multiple_of(2) {
+    let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !digits || !text.len().is_multiple_of(2) {
         return Err(wrong());
     }
     (0..text.len())
