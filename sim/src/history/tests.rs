@@ -389,6 +389,43 @@ fn a_long_history_is_decided() {
     assert!(stats.unknown > 0, "{stats:?}");
 }
 
+/// The last read of an object that can be given the answer of an earlier one, so that the reads show one
+/// value, another, and the first again: values never come back. None if there is no such read.
+fn go_back(history: &mut History, object: &str) -> Option<()> {
+    let reads: Vec<(usize, Nanos, Nanos, Bytes)> = history
+        .entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| entry.operation == query(object, "get"))
+        .filter_map(|(at, entry)| match &entry.returned {
+            Some((returned, Outcome::Ok(value))) => {
+                Some((at, entry.invoked, *returned, value.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    let (at, invoked, returned, _) = reads.last()?;
+    let before = |limit: Nanos| reads.iter().rev().filter(move |r| r.2 < limit);
+    let (_, between, _, seen) = before(*invoked).next()?;
+    let (.., earlier) = before(*between).find(|read| read.3 != *seen)?;
+    history.entries[*at].returned = Some((*returned, Outcome::Ok(earlier.clone())));
+    Some(())
+}
+
+#[test]
+fn a_read_that_goes_back_is_found_in_a_long_history() {
+    let history = long_history(5, 400);
+    for object in 0..20 {
+        let mut wrong = history.clone();
+        let object = format!("k{object}");
+        go_back(&mut wrong, &object).expect("there are enough reads");
+        let found = wrong.check(&Counters, &Limits::default());
+        let violation = found.expect_err(&object);
+        let begins = format!("object 1/{object} cannot");
+        assert!(violation.what.starts_with(&begins), "{}", violation.what);
+    }
+}
+
 /// `cargo test --release -p polyraft-sim -- --ignored --nocapture how_fast`
 #[test]
 #[ignore = "prints a figure"]
@@ -401,5 +438,14 @@ fn how_fast_histories_are_checked() {
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
         let rate = stats.operations as f64 / took.as_secs_f64();
         println!("{clients} clients, {each} each: {rate:.0} operations/s; {stats:?}");
+        let mut wrong = history;
+        go_back(&mut wrong, "k7").expect("there are enough reads");
+        let begin = std::time::Instant::now();
+        let found = wrong.check(&Counters, &Limits::default());
+        let found = found.map_err(|violation| violation.checker);
+        println!(
+            "  with a read that goes back: {:?}, {found:?}",
+            begin.elapsed()
+        );
     }
 }
