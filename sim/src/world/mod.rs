@@ -9,6 +9,7 @@
 
 mod calm;
 mod clients;
+mod copies;
 mod loss;
 mod nemesis;
 mod operators;
@@ -284,7 +285,10 @@ impl World {
         match event {
             Event::Step(store, incarnation, step) => self.step(store, incarnation, step),
             Event::Arrival(arrival) => self.arrive(*arrival),
-            Event::Client(client, token) => self.client(client, token),
+            Event::Client(client, token) => {
+                self.client(client, token);
+                self.look_at_a_copy();
+            }
             Event::Task(task, alarm) => self.go_on(task, alarm),
             Event::Strike => self.strike(),
             Event::Relief(relief) => self.relieve(relief),
