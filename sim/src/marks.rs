@@ -46,7 +46,6 @@ pub const ALL: &[&str] = &[
     "world: client heard nothing",
     "world: command ambiguous",
     "world: command answered at a later attempt",
-    "world: copy of a follower read",
     "world: damage refused at start",
     "world: group destroyed",
     "world: joint left by hand",

@@ -9,7 +9,6 @@
 
 mod calm;
 mod clients;
-mod copies;
 mod loss;
 mod nemesis;
 mod operators;
@@ -285,10 +284,7 @@ impl World {
         match event {
             Event::Step(store, incarnation, step) => self.step(store, incarnation, step),
             Event::Arrival(arrival) => self.arrive(*arrival),
-            Event::Client(client, token) => {
-                self.client(client, token);
-                self.look_at_a_copy();
-            }
+            Event::Client(client, token) => self.client(client, token),
             Event::Task(task, alarm) => self.go_on(task, alarm),
             Event::Strike => self.strike(),
             Event::Relief(relief) => self.relieve(relief),
