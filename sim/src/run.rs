@@ -103,6 +103,8 @@ pub struct Sum {
     pub answered: u64,
     /// Operations of clients of which nobody knows the outcome.
     pub unknown: u64,
+    /// Objects whose history was too hard to check.
+    pub undecided: u64,
     /// Plans whose worlds failed, with how.
     pub failures: Vec<(Plan, Violation)>,
 }
@@ -133,6 +135,7 @@ pub fn run_many(
                     sum.elapsed += outcome.elapsed;
                     sum.answered += outcome.answered;
                     sum.unknown += outcome.unknown;
+                    sum.undecided += outcome.undecided;
                     if let Some(violation) = outcome.violation {
                         failed.store(true, Ordering::Relaxed);
                         sum.failures.push((plan, violation));

@@ -176,7 +176,9 @@ impl World {
             .history
             .check(self.subject.as_ref(), &Limits::default())
         {
-            Ok(stats) => self.counts.undecided = stats.undecided as u64,
+            Ok(stats) => {
+                self.counts.undecided = (stats.undecided + stats.locally_undecided) as u64;
+            }
             Err(wrong) => self.observer.report(wrong.checker, wrong.what),
         }
     }

@@ -213,11 +213,13 @@ fn one(args: &Args, plan: &Plan, subject: &Arc<dyn Subject>, commit: &str) -> bo
     let trace = args.trace.then(|| Trace::printing(say));
     let outcome = run(plan, subject, trace.as_ref());
     say(&format!(
-        "{} events in {:.1} virtual seconds; {} operations answered, {} unknown; trace {:016x}",
+        "{} events in {:.1} virtual seconds; {} operations answered, {} unknown; \
+         {} objects undecided; trace {:016x}",
         outcome.events,
         seconds(outcome.elapsed),
         outcome.answered,
         outcome.unknown,
+        outcome.undecided,
         outcome.hash,
     ));
     let mut good = true;
@@ -268,13 +270,15 @@ fn report(sum: &Sum, took: Duration, jobs: usize) {
     let took = took.as_secs_f64().max(0.001);
     let simulated = seconds(sum.elapsed);
     say(&format!(
-        "{} worlds, {} failed; {} events, {:.1} simulated hours, {} operations answered, {} unknown",
+        "{} worlds, {} failed; {} events, {:.1} simulated hours, {} operations answered, {} unknown; \
+         {} objects undecided",
         sum.worlds,
         sum.failures.len(),
         sum.events,
         simulated / 3600.0,
         sum.answered,
         sum.unknown,
+        sum.undecided,
     ));
     say(&format!(
         "{took:.1} s on {jobs} threads: {:.0} events/s and {:.0} simulated seconds per second on each, {:.0} worlds/min",
