@@ -12,6 +12,7 @@ mod clients;
 mod loss;
 mod nemesis;
 mod operators;
+mod peek;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +62,8 @@ pub struct World {
     clients: Clients,
     operators: Operators,
     nemesis: Nemesis,
+    /// Draws of those who read copies.
+    peeks: Rng,
     phase: Phase,
     /// The number of the next new store.
     next_store: u64,
@@ -127,6 +130,8 @@ enum Event {
     Calm,
     /// Whether everything works again.
     Look,
+    /// Somebody reads a replica's own copy.
+    Peek,
 }
 
 /// What is known of a group from outside.
@@ -204,6 +209,7 @@ impl World {
             clients,
             operators: Operators::new(rng.fork()),
             nemesis: Nemesis::new(rng.fork()),
+            peeks: rng.fork(),
             phase: Phase::Chaos,
             next_store: 1,
             events: 0,
@@ -231,6 +237,7 @@ impl World {
             self.queue.push(after, Event::Client(client, 0));
         }
         self.queue.push(2 * SECOND, Event::Strike);
+        self.queue.push(2 * SECOND, Event::Peek);
         self.queue.push(self.plan.chaos, Event::Calm);
     }
 
@@ -295,6 +302,7 @@ impl World {
             }
             Event::Calm => self.calm(),
             Event::Look => self.look(),
+            Event::Peek => self.peek(),
         }
         self.settle();
     }
@@ -453,10 +461,13 @@ impl World {
         );
         let suspect = self.nemesis.is_suspect(id);
         sometimes!(suspect, "world: damage refused at start");
+        let excused = full || self.stores[&id].disk.fault().is_some();
+        // A process that was there for a moment is gone; what it wrote may be there or not.
+        self.lose_process(id, CrashKind::Power);
         if suspect {
             return;
         }
-        if full || self.stores[&id].disk.fault().is_some() {
+        if excused {
             sometimes!(full, "world: start without room");
             let incarnation = self.stores[&id].incarnation;
             return self.queue.push(SECOND, Event::Start(id, incarnation));
@@ -490,11 +501,7 @@ impl World {
         store.disk.fence();
         store.stop();
         self.network.stopped(id);
-        store.disk.crash(kind, &mut self.rng);
-        self.observer.see(&Observation::Crashed {
-            store: id,
-            power: kind == CrashKind::Power,
-        });
+        self.lose_process(id, kind);
         for answer in self.held.remove(&id).unwrap_or_default() {
             let nobody_knows = match answer {
                 Answer::Command(client, token, _) => {
@@ -508,6 +515,18 @@ impl World {
                 }
             };
             self.answers.lock().push(nobody_knows);
+        }
+    }
+
+    /// What is left of the disk of a process that is no more.
+    fn lose_process(&mut self, id: StoreId, kind: CrashKind) {
+        if let Some(store) = self.stores.get(&id) {
+            store.disk.fence();
+            store.disk.crash(kind, &mut self.rng);
+            self.observer.see(&Observation::Crashed {
+                store: id,
+                power: kind == CrashKind::Power,
+            });
         }
     }
 
@@ -576,6 +595,7 @@ impl World {
             Event::Start(store, incarnation) => (14, store.0, *incarnation),
             Event::Calm => (15, 0, 0),
             Event::Look => (15, 1, 0),
+            Event::Peek => (16, 0, 0),
         };
         for part in [self.queue.now(), kind, one, two] {
             self.hash = (self.hash ^ part)

@@ -16,6 +16,10 @@ use polyraft_sim::subject::Subject;
 use polyraft_sim::trace::Trace;
 use polyraft_sim::{marks, time};
 
+/// Worlds are made of small things that come and go.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs whole Polyraft hosts in simulated worlds, under faults, watched by checkers.
 ///
 /// A seed and a commit determine everything that happens in a world. Without further options the
