@@ -21,6 +21,7 @@ mod text;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use polyraft_core::ReplicaId;
 use polyraft_multiraft::{GroupId, StoreId};
 
 use crate::linearizability::{Call, Lagging, Limits, Place, Specification, Stuck, Verdict, check};
@@ -65,14 +66,15 @@ pub struct Entry {
     pub returned: Option<(Nanos, Outcome)>,
 }
 
-/// A copy of a group's data that never goes back: a replica on a store, from one start of the store to
-/// the next, as long as the replica is not removed.
+/// A copy of a group's data that never goes back: a replica, from one start of its store to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalCopy {
     /// Where.
     pub store: StoreId,
-    /// Another one after each start, and after each removal of the replica.
+    /// Grows with each start of the store.
     pub incarnation: u64,
+    /// Which replica: another one if it was removed and came back.
+    pub replica: ReplicaId,
 }
 
 /// A read of a replica's own copy.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use polyraft_multiraft::GroupId;
 
-use super::{Asked, History, LocalCopy, Object, Steps};
+use super::{Asked, History, Object, Steps};
 use crate::linearizability::{Call, Place, Stuck};
 use crate::subject::Subject;
 use crate::time::{MICROSECOND, Nanos, SECOND};
@@ -122,10 +122,11 @@ impl Steps {
                 }
             }
             Place::Lagging(at) => {
-                let (LocalCopy { store, incarnation }, read) = (self.copies[at], &self.lagging[at]);
+                let (copy, read) = (self.copies[at], &self.lagging[at]);
                 let (input, output) = (show(&read.input.input), show(&read.output));
-                let (store, at) = (store.0, seconds(read.at));
-                format!("copy of store {store}.{incarnation}: {input} -> {output} [{at}] s")
+                let (replica, at) = (copy.replica, seconds(read.at));
+                let store = format!("store {}.{}", copy.store, copy.incarnation);
+                format!("replica {replica} on {store}: {input} -> {output} [{at}] s")
             }
         }
     }

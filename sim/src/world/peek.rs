@@ -49,7 +49,8 @@ impl World {
         };
         let copy = LocalCopy {
             store: id,
-            incarnation: (store.incarnation << 32) | summary.replica.0,
+            incarnation: store.incarnation,
+            replica: summary.replica,
         };
         let now = self.queue.now();
         self.history.local_read(now, copy, group, query, output);
