@@ -109,6 +109,17 @@ fn a_fetched_index_at_the_end_of_its_range_is_damage() {
     assert_eq!(result, Err(StorageError::Corrupt(low).into()));
 }
 
+/// Whoever wrote it: it is not what this replica gave out to be written.
+#[test]
+fn a_storage_that_shows_what_it_was_never_given_stops_the_replica() {
+    let mut peer = follower();
+    let stray = [entry(1, 3, b"")];
+    peer.node.storage_mut().append(&stray).unwrap();
+    let behind = append(EntryId::new(1, 3), vec![entry(1, 4, b"")], 0);
+    let result = peer.node.step(message(2, 1, 1, behind));
+    assert_eq!(result, Err(StepError::Poisoned("append leaves a gap")));
+}
+
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![8 => 0u64..6, 1 => Just(u64::MAX), 1 => Just(u64::MAX - 1), 1 => Just(u64::MAX >> 1)]
 }

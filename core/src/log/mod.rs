@@ -175,7 +175,8 @@ impl<S: Storage> Log<S> {
         if first.index <= self.committed {
             return Err(Error::Invariant("append below the commit index"));
         }
-        if first.index > self.last_index().next() {
+        // A storage that shows what it was never given does not fill a gap.
+        if first.index > self.last_index().next().min(self.unstable.end()) {
             return Err(Error::Invariant("append leaves a gap"));
         }
         self.window.cut(first.index);
@@ -344,7 +345,7 @@ impl<S: Storage> Log<S> {
         if low < self.first_index() {
             return Err(StorageError::Compacted);
         }
-        if high > self.last_index().next() {
+        if high > self.last_index().next().min(self.unstable.end()) {
             return Err(StorageError::Unavailable);
         }
         let offset = self.unstable.offset();

@@ -40,6 +40,11 @@ impl Unstable {
         self.next
     }
 
+    /// Past the last entry; entries that are not here and not before here are nowhere.
+    pub(crate) const fn end(&self) -> Index {
+        self.offset.plus(self.entries.len() as u64)
+    }
+
     pub(crate) const fn len(&self) -> usize {
         self.entries.len()
     }
@@ -74,7 +79,7 @@ impl Unstable {
     }
 
     pub(crate) fn has_next_entries(&self) -> bool {
-        self.next < self.offset.plus(self.entries.len() as u64)
+        self.next < self.end()
     }
 
     pub(crate) fn next_entries(&self) -> &[Entry] {
@@ -91,7 +96,7 @@ impl Unstable {
 
     /// Everything was handed out to be written.
     pub(crate) fn accept(&mut self) {
-        self.next = self.offset.plus(self.entries.len() as u64);
+        self.next = self.end();
         self.snapshot_handed_out = self.snapshot.is_some();
     }
 
@@ -154,8 +159,7 @@ impl Unstable {
         let Some(from) = entries.first().map(|entry| entry.index) else {
             return;
         };
-        let end = self.offset.plus(self.entries.len() as u64);
-        if from == end {
+        if from == self.end() {
             if self.entries.is_empty() && self.entries.capacity() <= entries.capacity() {
                 self.entries = entries;
             } else {
