@@ -3,12 +3,14 @@
 
 CARGO := scripts/with-rocksdb cargo
 
-.PHONY: help demo test quick fuzz shuttle lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
+.PHONY: help demo test quick sim soak fuzz shuttle lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
 
 help:
 	@echo "make demo           three stores, 1,000 groups, load, a kill -9, and a cluster to play with"
-	@echo "make test           all tests (unit, property, conformance, whole processes, repository checks)"
-	@echo "make quick          the tests that need no RocksDB: core, multiraft, transport; seconds"
+	@echo "make test           all tests (unit, property, conformance, whole processes, repository checks), shuttle and sim"
+	@echo "make quick          the tests that need no RocksDB: core, multiraft, transport, the log, small worlds; a minute"
+	@echo "make sim            simulated worlds: the corpus, then those of the commit for SIM_MINUTES=3 on all cores"
+	@echo "make soak           worlds of seeds nobody has tried, MINUTES=60 of them; SEED=n begins there instead"
 	@echo "make shuttle        threads under chosen schedules; TEST=name, TIMES=10 more of them, REPLAY=file one again"
 	@echo "make fuzz           arbitrary input against everything that reads any; MINUTES=10 in all, FUZZ_SEED=n to repeat"
 	@echo "make lint           rustfmt and clippy, warnings denied"
@@ -25,12 +27,31 @@ demo: release
 
 test: build
 	$(CARGO) test --workspace
+	$(MAKE) shuttle
+	$(MAKE) sim
 	@echo "all tests passed"
 
 quick:
 	scripts/setup
 	cargo test -p polyraft-core -p polyraft-multiraft -p polyraft-transport
 	cargo test -p polyraft-store --no-default-features
+	cargo test -p polyraft-sim
+
+# docs/testing.md says what it finds and how to see a failure again. Without RocksDB, optimised, with every assertion.
+SIM := cargo run --quiet --profile sim -p polyraft-tests --bin sim --
+SIM_MINUTES ?= 3
+SEED ?= $(shell date +%s)
+
+sim:
+	scripts/setup
+	cargo build --profile sim -p polyraft-tests --bin sim
+	$(SIM) --twice --count 4
+	$(SIM) --corpus tests/corpus.txt --minutes $(SIM_MINUTES) --marks
+
+soak:
+	scripts/setup
+	cargo build --profile sim -p polyraft-tests --bin sim
+	$(SIM) --seed $(SEED) --minutes $(or $(MINUTES),60) --keep-going --shrink --marks
 
 # Flags that every crate sees, hence a build of its own. It needs no RocksDB.
 shuttle: export RUSTFLAGS := --cfg shuttle
@@ -42,8 +63,7 @@ shuttle:
 	cargo test -p polyraft-store --no-default-features --test interleavings $(TEST)
 
 # Each of the 21 targets in turn, from a seed drawn at the start; docs/fuzzing.md says how to repeat a failure.
-MINUTES ?= 10
-FUZZ := POLYRAFT_FUZZ_SECONDS=$$(( $(MINUTES) * 60 / 21 + 1 )) $(if $(FUZZ_SEED),POLYRAFT_FUZZ_SEED=$(FUZZ_SEED),)
+FUZZ := POLYRAFT_FUZZ_SECONDS=$$(( $(or $(MINUTES),10) * 60 / 21 + 1 )) $(if $(FUZZ_SEED),POLYRAFT_FUZZ_SEED=$(FUZZ_SEED),)
 
 fuzz:
 	scripts/setup

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! core  ◀  multiraft  ◀  store, transport  ◀  server          tests and benches may see everything
+//!                        store  ◀  sim
 //! ```
 //!
 //! [`Graph`] is the part of `cargo metadata` that the rules look at, so a test can build a bad one by hand.

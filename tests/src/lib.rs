@@ -1,12 +1,13 @@
 //! What checks Polyraft from outside its crates.
 //!
-//! Three kinds of check live in this package; unit, property and conformance tests live beside the code
+//! Four kinds of check live in this package; unit, property and conformance tests live beside the code
 //! they test.
 //!
 //! | kind | where | finds | cannot find |
 //! |---|---|---|---|
 //! | repository checks | [`tidy`], [`deps`]; `tests/tidy.rs`, `tests/deps.rs` | a file, a link or a dependency that breaks the house rules | anything about behaviour |
 //! | whole processes | `tests/process.rs` | lost acknowledged writes, stuck groups, unclear errors, with real stores, sockets and `kill -9` | a lost page cache: `kill -9` keeps what the kernel has taken |
+//! | simulated worlds | `src/bin/sim.rs`, `corpus.txt`; the worlds are the test kit's | what whole hosts do wrong under faults, with the seed | anything beyond its models: RocksDB, the wire, threads, the server |
 //! | histories | `src/bin/lincheck.rs` | any order of results that no single copy of the data could have given | faults that no client saw |
 //!
 //! Contract of the process tests: they run the binary that `make build` made (or `POLYRAFT_BIN`), on
@@ -15,8 +16,8 @@
 //! took.
 //!
 //! Of the other packages of the workspace this one depends on the test kit only, of which it has the
-//! search for an order: the server is reached over its sockets and its command line only, as its users
-//! reach it. So the repository checks build without RocksDB.
+//! search for an order and the worlds: the server is reached over its sockets and its command line only, as
+//! its users reach it. So the repository checks build without RocksDB.
 
 pub mod codegen;
 pub mod deps;
