@@ -9,6 +9,8 @@
 //! so it was at most the highest term that anybody had written when the entry was applied first: only terms
 //! above that bound are judged.
 
+use std::collections::BTreeMap;
+
 use polyraft_core::{EntryId, EntryKind, Index, ReplicaId, RoleName, Term};
 use polyraft_multiraft::env::ApplyItem;
 use polyraft_multiraft::{AppliedState, GroupId, GroupMap, StoreId};
@@ -28,6 +30,8 @@ pub(super) struct CommittedStays {
 struct Chosen {
     /// By index; none where nothing was ever applied (before the first entry).
     entries: Vec<Option<Applied>>,
+    /// Terms of entries that somebody took for committed without having applied them yet, by index.
+    claimed: BTreeMap<Index, Term>,
     /// The highest term whose leader was looked at.
     led: Term,
 }
@@ -56,12 +60,37 @@ impl Chosen {
                 index, applied.slot, known.slot
             ));
         }
+        let term = applied.slot.term;
+        if let Some(claimed) = self
+            .claimed
+            .remove(&index)
+            .filter(|claimed| *claimed != term)
+        {
+            return Err(format!(
+                "applied as {index} is an entry of term {term}, one of term {claimed} was committed"
+            ));
+        }
         let at = usize::try_from(index.0).map_err(|_| format!("index {index}"))?;
         if at >= self.entries.len() {
             self.entries.resize(at + 1, None);
         }
         self.entries[at] = Some(applied);
         Ok(())
+    }
+
+    /// Somebody knows that an entry of this term is committed.
+    fn claim(&mut self, id: EntryId) -> Result<(), String> {
+        let EntryId { term, index } = id;
+        let known = match self.get(index) {
+            Some(applied) => applied.slot.term,
+            None => *self.claimed.entry(index).or_insert(term),
+        };
+        if known == term {
+            return Ok(());
+        }
+        Err(format!(
+            "takes entry {index} of term {term} for committed, and that is one of term {known}"
+        ))
     }
 
     /// The last entry that was certainly committed in a term before `term`. Bounds grow with indexes, since
@@ -177,6 +206,21 @@ impl CommittedStays {
         Ok(())
     }
 
+    /// Who writes a commit index has the entry there.
+    fn claims(&mut self, section: &Section, log: Option<&Log>) -> Result<(), String> {
+        let (Some(state), Some(log)) = (section.hard_state, log) else {
+            return Ok(());
+        };
+        let index = state.commit;
+        match log.term(index).filter(|_| index > log.truncated.index) {
+            Some(term) => {
+                let chosen = self.groups.entry(section.group).or_default();
+                chosen.claim(EntryId { term, index })
+            }
+            None => Ok(()),
+        }
+    }
+
     fn leads(
         &mut self,
         group: GroupId,
@@ -231,8 +275,11 @@ impl Property for CommittedStays {
                 result.map_err(|why| told(state.descriptor.group, store, &why))
             }),
             Observation::Written { store, .. } => books.batch().iter().try_for_each(|section| {
-                let result = self.written(section, books, store);
-                result.map_err(|why| told(section.group, store, &why))
+                let book = books.store(store);
+                let log = book.and_then(|book| book.written.logs.get(&section.group));
+                self.written(section, books, store)
+                    .and_then(|()| self.claims(section, log))
+                    .map_err(|why| told(section.group, store, &why))
             }),
             Observation::Sent { from, message, .. } => {
                 let Some(said) = raft(message).filter(|said| is_of_leader(said)) else {
@@ -412,6 +459,31 @@ mod tests {
         scene
             .write(3, vec![entries_section(&three()[..1])])
             .unwrap();
+    }
+
+    #[test]
+    fn an_entry_taken_for_committed_that_is_not_is_seen_sooner_or_later() {
+        let stale = || {
+            let mut scene = scene();
+            scene.durable(3, entries_section(&[entry(1, 3, "z"), entry(1, 4, "z")]));
+            scene
+        };
+        let mut sooner = stale();
+        sooner.apply(1, turn(&three())).unwrap();
+        let seen = sooner.write(3, vec![hard_section(2, 1, 4)]);
+        caught(&seen, "takes entry 4 of term 1 for committed");
+        let mut later = stale();
+        later.durable(3, hard_section(2, 1, 4));
+        caught(
+            &later.write(2, vec![hard_section(2, 1, 4)]),
+            "that is one of term 1",
+        );
+        let mut applied = stale();
+        applied.durable(3, hard_section(2, 1, 4));
+        caught(
+            &applied.apply(1, turn(&three())),
+            "one of term 1 was committed",
+        );
     }
 
     #[test]

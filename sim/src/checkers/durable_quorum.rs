@@ -1,140 +1,15 @@
 //! What is applied for the first time anywhere is durable at a quorum of voters, of both halves if the
-//! configuration is joint.
-//!
-//! A change of membership counts from when it is applied, and the leader that commits an entry may have
-//! applied less than the replica that applies it first. So a configuration is accepted until everybody has
-//! certainly applied the one after it, and then for entries that had been seen before that. What a voter
-//! that is dead by now has had counts, since its acknowledgement did.
-
-use std::sync::Arc;
-
-use polyraft_core::{ConfState, EntryId, Index, ReplicaId};
-use polyraft_multiraft::env::ApplyItem;
-use polyraft_multiraft::{AppliedState, GroupId, GroupMap, StoreId};
+//! configuration is joint. What a voter that is dead by now has had counts, since its acknowledgement did.
 
 use super::Property;
-use super::books::{Books, configurations};
+use super::books::Books;
+use super::configurations::{Configurations, has};
 use crate::observe::Observation;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct DurableQuorum {
-    groups: GroupMap<Known>,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    /// The last index that was applied anywhere.
-    applied: Index,
-    /// Those that may be in force at some leader, in order.
-    configurations: Vec<Configuration>,
-}
-
-#[derive(Debug)]
-struct Configuration {
-    /// It is in force from this entry on.
-    from: Index,
-    state: Arc<ConfState>,
-    /// No entry above this is committed by it any more.
-    until: Option<Index>,
-}
-
-impl Known {
-    fn add(&mut self, from: Index, state: Arc<ConfState>) {
-        self.configurations.push(Configuration {
-            from,
-            state,
-            until: None,
-        });
-    }
-
-    /// Takes leave of configurations that nobody can commit by any more.
-    fn retire(&mut self, group: GroupId, books: &Books) {
-        if self.configurations.len() < 2 {
-            return;
-        }
-        let everywhere = books.flushed(group).min().unwrap_or_default();
-        let next: Vec<Index> = self.configurations.iter().map(|c| c.from).skip(1).collect();
-        for (configuration, next) in self.configurations.iter_mut().zip(next) {
-            if next <= everywhere {
-                configuration
-                    .until
-                    .get_or_insert_with(|| books.last_seen(group));
-            }
-        }
-        let applied = self.applied;
-        let over = |c: &Configuration| c.until.is_some_and(|until| until < applied);
-        self.configurations
-            .retain(|configuration| !over(configuration));
-    }
-}
-
-impl DurableQuorum {
-    fn applied(
-        &mut self,
-        store: StoreId,
-        item: &ApplyItem,
-        before: &AppliedState,
-        books: &Books,
-    ) -> Result<(), String> {
-        let (group, last) = (item.group, item.state.last);
-        let known = self.groups.entry(group).or_default();
-        if last.index <= known.applied {
-            return Ok(());
-        }
-        if known.configurations.is_empty() {
-            known.add(before.last.index, Arc::clone(&before.conf_state));
-        }
-        let book = books.store(store);
-        if let Some(log) = book.and_then(|book| book.written.latest(group))
-            && item.membership_changed
-        {
-            for (index, state) in configurations(books, group, log, before, &item.state) {
-                if index > known.applied {
-                    known.add(index, state);
-                }
-            }
-        }
-        known.applied = last.index;
-        known.retire(group, books);
-        let mut accepted = known.configurations.iter();
-        if accepted.any(|configuration| is_durable(books, group, last, &configuration.state)) {
-            return Ok(());
-        }
-        Err(tell(books, group, last, store, &known.configurations))
-    }
-}
-
-fn has(books: &Books, group: GroupId, id: EntryId, voter: ReplicaId) -> bool {
-    books.durable(group, voter).is_some_and(|log| log.holds(id))
-}
-
-fn is_durable(books: &Books, group: GroupId, id: EntryId, in_force: &ConfState) -> bool {
-    let majority = |voters: &[ReplicaId]| {
-        let with = voters.iter().filter(|voter| has(books, group, id, **voter));
-        voters.is_empty() || with.count() > voters.len() / 2
-    };
-    let known = !in_force.voters.is_empty();
-    known && majority(&in_force.voters) && majority(&in_force.voters_outgoing)
-}
-
-fn tell(
-    books: &Books,
-    group: GroupId,
-    last: EntryId,
-    store: StoreId,
-    configurations: &[Configuration],
-) -> String {
-    let mut text = format!("group {group}: store {store} is the first to apply {last:?}");
-    for Configuration { state, .. } in configurations {
-        let voters = state.voters.iter().chain(&state.voters_outgoing);
-        let with: Vec<u64> = voters
-            .filter(|voter| has(books, group, last, **voter))
-            .map(|voter| voter.0)
-            .collect();
-        text += &format!("; of {state:?} it is durable at {with:?}");
-    }
-    text
+    configurations: Configurations,
 }
 
 impl Property for DurableQuorum {
@@ -143,12 +18,22 @@ impl Property for DurableQuorum {
     }
 
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
+        self.configurations.see(seen);
         let Observation::Applied { store, items } = *seen else {
             return Ok(());
         };
         for (item, before) in items.iter().zip(&books.latest().before) {
-            if let Some(before) = before {
-                self.applied(store, item, &before.applied, books)?;
+            let Some(before) = before else { continue };
+            let news = self
+                .configurations
+                .applied(store, item, &before.applied, books);
+            let (group, last) = (item.group, item.state.last);
+            let durable = |voter| has(books, group, last, voter);
+            if news && !self.configurations.quorum(group, durable) {
+                let voters = self.configurations.tell(group, durable);
+                return Err(format!(
+                    "group {group}: store {store} is the first to apply {last:?}; it is durable at{voters}"
+                ));
             }
         }
         Ok(())
@@ -157,7 +42,13 @@ impl Property for DurableQuorum {
 
 #[cfg(test)]
 mod tests {
-    use polyraft_core::{ConfChangeKind, ConfChangeV2, Entry, EntryKind, Transition};
+    use std::sync::Arc;
+
+    use polyraft_core::{
+        ConfChangeKind, ConfChangeV2, ConfState, Entry, EntryKind, Index, ReplicaId, Transition,
+    };
+    use polyraft_multiraft::AppliedState;
+    use polyraft_multiraft::env::ApplyItem;
 
     use super::super::testing::{
         GROUP, Scene, caught, destroy_section, entries_section, entry, state, state_of, turn,
@@ -201,7 +92,7 @@ mod tests {
         scene.replicate(1, &[2], (1, 2), &entries[..1]);
         scene.apply(1, turn(&entries[..1])).unwrap();
         scene.durable(1, entries_section(&entries[1..]));
-        caught(&scene.apply(1, turn(&entries[1..])), "it is durable at [1]");
+        caught(&scene.apply(1, turn(&entries[1..])), "these: [1]");
     }
 
     #[test]
@@ -210,7 +101,7 @@ mod tests {
         let entries = [entry(2, 3, "a")];
         scene.durable(1, entries_section(&entries));
         scene.write(2, vec![entries_section(&entries)]).unwrap();
-        caught(&scene.apply(1, turn(&entries)), "it is durable at [1]");
+        caught(&scene.apply(1, turn(&entries)), "these: [1]");
     }
 
     #[test]
@@ -218,10 +109,7 @@ mod tests {
         let mut scene = scene();
         scene.durable(1, entries_section(&[entry(2, 3, "a")]));
         scene.durable(2, entries_section(&[entry(1, 3, "z"), entry(1, 4, "z")]));
-        caught(
-            &scene.apply(1, turn(&[entry(2, 3, "a")])),
-            "it is durable at [1]",
-        );
+        caught(&scene.apply(1, turn(&[entry(2, 3, "a")])), "these: [1]");
     }
 
     #[test]
@@ -293,7 +181,7 @@ mod tests {
         scene.apply(1, later(4)).unwrap();
         scene.durable(1, entries_section(&[entry(2, 5, "b")]));
         // The incoming half has it, the outgoing has not.
-        caught(&scene.apply(1, later(5)), "it is durable at [1, 4, 1]");
+        caught(&scene.apply(1, later(5)), "these: [1, 4, 1]");
         assert_eq!(scene.books.last_seen(GROUP), Index(5));
     }
 }

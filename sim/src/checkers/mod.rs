@@ -3,8 +3,11 @@
 mod agreement;
 mod books;
 mod budgets;
+mod commit_rule;
 mod committed_stays;
+mod configurations;
 mod durable_quorum;
+mod elected_by_quorum;
 mod election_safety;
 mod log_matching;
 mod monotone;
@@ -47,12 +50,14 @@ fn properties(limits: budgets::LimitsOf) -> Vec<Box<dyn Property>> {
     vec![
         Box::<recovery::Recovery>::default(),
         Box::<election_safety::ElectionSafety>::default(),
+        Box::<elected_by_quorum::ElectedByQuorum>::default(),
         Box::<log_matching::LogMatching>::default(),
         Box::<no_crossing::NoCrossing>::default(),
         Box::<replica_identity::ReplicaIdentity>::default(),
         Box::<promises::Promises>::default(),
         Box::<committed_stays::CommittedStays>::default(),
         Box::<durable_quorum::DurableQuorum>::default(),
+        Box::<commit_rule::CommitRule>::default(),
         Box::<monotone::Monotone>::default(),
         Box::<truncation::Truncation>::default(),
         Box::<ranges_disjoint::RangesDisjoint>::default(),

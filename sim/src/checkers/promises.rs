@@ -1,6 +1,6 @@
 //! What a replica promises is durable before the promise leaves its store (thesis sections 3.4, 3.5, 3.8).
 //!
-//! * A granted vote: term and vote.
+//! * A granted vote: term and vote; and the candidate's log is as up to date as the voter's.
 //! * An accepted append or snapshot: the term, and the log up to the index acknowledged, as the leader has
 //!   it.
 //! * Every other answer to a vote or an append: the term.
@@ -10,11 +10,13 @@
 //! replica's tombstone. So a durable term above that of the message says that the promise was made before and
 //! is void for the message's term; and dead replicas are looked at as they were last.
 
+use std::collections::BTreeMap;
+
 use polyraft_core::{EntryId, Index, Message, Payload, ReplicaId, Term};
 use polyraft_multiraft::{GroupId, GroupMap, StoreId};
 
 use super::Property;
-use super::books::{Books, Log, entries, is_of_leader, raft, say};
+use super::books::{Books, Log, Section, entries, is_of_leader, raft, say};
 use crate::observe::Observation;
 
 /// See the module.
@@ -22,6 +24,8 @@ use crate::observe::Observation;
 pub(super) struct Promises {
     /// Of the newest leader of each group: what it has said that its log contains.
     leaders: GroupMap<Claims>,
+    /// The last entry of each candidate, with the term in which it asked for votes last.
+    candidates: BTreeMap<(GroupId, ReplicaId), (Term, EntryId)>,
 }
 
 /// The term of a leader, and runs of entries that it has named: first and last index, and their term.
@@ -101,6 +105,26 @@ impl Promises {
         }
     }
 
+    /// A vote that is written by itself is for a log that is as up to date as the one it is written beside.
+    fn written(&self, section: &Section) -> Result<(), String> {
+        let (Some(before), Some(after)) = (section.before, section.after) else {
+            return Ok(());
+        };
+        let (old, new) = (before.hard_state, after.hard_state);
+        let alone = section.slots.is_empty() && section.reset.is_none();
+        if !alone || (old.term, old.vote) == (new.term, new.vote) {
+            return Ok(());
+        }
+        match self.candidates.get(&(section.group, new.vote)) {
+            Some((term, last)) if *term == new.term && *last < before.last => Err(format!(
+                "group {}: replica {} votes in term {term} for replica {}, whose last entry is {last:?}; \
+                 its own is {:?}",
+                section.group, after.replica, new.vote, before.last
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn sent(
         &mut self,
         from: StoreId,
@@ -110,6 +134,13 @@ impl Promises {
     ) -> Result<(), String> {
         if let Payload::Append { prev, .. } = message.payload {
             self.note_append(group, message.term, prev, books);
+        }
+        if let Payload::Vote {
+            pre: false, last, ..
+        } = message.payload
+        {
+            let asked = (message.term, last);
+            self.candidates.insert((group, message.from), asked);
         }
         if !promises(message) {
             return Ok(());
@@ -182,12 +213,16 @@ impl Property for Promises {
     }
 
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
-        let Observation::Sent { from, message, .. } = *seen else {
-            return Ok(());
-        };
-        match raft(message) {
-            Some(said) => self.sent(from, message.group, said, books),
-            None => Ok(()),
+        match *seen {
+            Observation::Sent { from, message, .. } => match raft(message) {
+                Some(said) => self.sent(from, message.group, said, books),
+                None => Ok(()),
+            },
+            Observation::Written { .. } => books
+                .batch()
+                .iter()
+                .try_for_each(|section| self.written(section)),
+            _ => Ok(()),
         }
     }
 }
@@ -284,6 +319,29 @@ mod tests {
         scene.sync(2).unwrap();
         scene.send(2, 3, 3, grant()).unwrap();
         caught(&scene.send(2, 1, 3, grant()), "takes its vote for 1");
+    }
+
+    #[test]
+    fn a_vote_for_a_log_that_is_behind_is_seen() {
+        let ask = |term, index| Payload::Vote {
+            pre: false,
+            last: EntryId::new(term, index),
+            transfer: false,
+        };
+        for (term, index) in [(1, 9), (2, 2)] {
+            let mut scene = scene();
+            scene.send(3, 2, 3, ask(term, index)).unwrap();
+            caught(
+                &scene.write(2, vec![hard_section(3, 3, 2)]),
+                "last entry is",
+            );
+        }
+        let mut scene = scene();
+        scene.send(3, 2, 3, ask(2, 3)).unwrap();
+        scene.durable(2, hard_section(3, 3, 2));
+        // It may have got an entry of its new leader meanwhile.
+        scene.durable(2, entries_section(&[entry(3, 4, "")]));
+        scene.send(2, 3, 3, grant()).unwrap();
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! below it. What a power cut has undone did not happen.
 
 use polyraft_core::ReplicaId;
-use polyraft_multiraft::StoreId;
 use polyraft_multiraft::env::Lifecycle;
+use polyraft_multiraft::{GroupDescriptor, StoreId};
 
 use super::Property;
 use super::books::{Books, Section};
@@ -50,26 +50,62 @@ fn written(store: StoreId, section: &Section, books: &Books) -> Result<(), Strin
     }
 }
 
+/// Who is new among the members has an id that was not given before.
+fn renewed(old: &GroupDescriptor, new: &GroupDescriptor) -> Result<(), String> {
+    let known = |id: ReplicaId| old.members.iter().any(|member| member.replica == id);
+    for member in &new.members {
+        let id = member.replica;
+        if !known(id) && id < old.next_replica {
+            let next = old.next_replica;
+            return Err(format!(
+                "{member:?} is a new member, the next one was to be {next}"
+            ));
+        }
+        if id >= new.next_replica {
+            let next = new.next_replica;
+            return Err(format!(
+                "{member:?} is a member, the next new one is to be {next}"
+            ));
+        }
+    }
+    if new.next_replica < old.next_replica {
+        let (old, new) = (old.next_replica, new.next_replica);
+        return Err(format!("the next new id goes back from {old} to {new}"));
+    }
+    Ok(())
+}
+
 impl Property for ReplicaIdentity {
     fn name(&self) -> &'static str {
         "replica-identity"
     }
 
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
-        let Observation::Written { store, .. } = *seen else {
-            return Ok(());
-        };
-        books.batch().iter().try_for_each(|section| {
-            let group = section.group;
-            let result = written(store, section, books);
-            result.map_err(|why| format!("store {store}, group {group}: {why}"))
-        })
+        match *seen {
+            Observation::Written { store, .. } => books.batch().iter().try_for_each(|section| {
+                let group = section.group;
+                let result = written(store, section, books);
+                result.map_err(|why| format!("store {store}, group {group}: {why}"))
+            }),
+            Observation::Applied { store, items } => {
+                let each = items.iter().zip(&books.latest().before);
+                for (item, before) in each.filter(|(item, _)| item.membership_changed) {
+                    let Some(before) = before else { continue };
+                    let old = &before.applied.descriptor;
+                    let group = item.group;
+                    renewed(old, &item.state.descriptor)
+                        .map_err(|why| format!("store {store}, group {group}: {why}"))?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Scene, caught, create_section, destroy_section};
+    use super::super::testing::{Scene, caught, create_section, destroy_section, entry, turn};
     use super::*;
 
     fn scene() -> Scene {
@@ -163,5 +199,31 @@ mod tests {
             .found_log(2, &polyraft_multiraft::env::Recovered::default())
             .unwrap();
         scene.write(2, vec![create_section(2)]).unwrap();
+    }
+
+    #[test]
+    fn new_members_have_new_ids() {
+        let with = |change: &dyn Fn(&mut GroupDescriptor)| {
+            let mut item = turn(&[entry(2, 3, "a")]);
+            let mut descriptor = (*item.state.descriptor).clone();
+            change(&mut descriptor);
+            item.state.descriptor = descriptor.into();
+            item.membership_changed = true;
+            let mut scene = scene();
+            scene.apply(1, item)
+        };
+        with(&|new| {
+            new.members[0].replica = ReplicaId(10);
+            new.next_replica = ReplicaId(11);
+        })
+        .unwrap();
+        let reused = with(&|new| new.members[0].replica = ReplicaId(4));
+        caught(&reused, "the next one was to be 10");
+        let ahead = with(&|new| new.members[0].replica = ReplicaId(10));
+        caught(&ahead, "the next new one is to be 10");
+        caught(
+            &with(&|new| new.next_replica = ReplicaId(9)),
+            "goes back from 10 to 9",
+        );
     }
 }

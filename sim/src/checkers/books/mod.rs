@@ -449,7 +449,7 @@ impl StoreBook {
 
 /// The configurations after each change among the entries of `(from, to]`, as far as they are known, with the
 /// index of the change.
-pub(crate) fn configurations(
+pub(crate) fn changes_of_membership(
     books: &Books,
     group: GroupId,
     log: &Log,

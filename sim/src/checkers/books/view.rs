@@ -103,6 +103,13 @@ impl Log {
         id.index < self.truncated.index || self.term(id.index) == Some(id.term)
     }
 
+    /// The last entry of a term, if there is one.
+    pub(crate) fn last_of(&self, term: Term) -> Option<Index> {
+        let count = self.slots.partition_point(|slot| slot.term <= term);
+        let index = Index(self.truncated.index.0 + count as u64);
+        (self.term(index) == Some(term)).then_some(index)
+    }
+
     pub(crate) fn brief(&self) -> Brief {
         Brief {
             replica: self.replica,
