@@ -1,12 +1,13 @@
-//! How a leader comes to know that an entry is committed (thesis sections 3.5, 3.6.2), and what it may say of it.
+//! How a leader comes to know that an entry is committed (thesis sections 3.5, 3.6.2), and what it
+//! may say of it.
 //!
-//! * It counts only entries of its own term: when somebody shows for the first time that an entry is committed,
-//!   the last one that a quorum has with the leader is of the leader's term.
+//! * It counts only entries of its own term: when somebody shows for the first time that an entry
+//!   is committed, the last one that a quorum has with the leader is of the leader's term.
 //! * To a follower a heartbeat tells no more than that follower certainly has.
 //!
-//! What a leader knows it may have learned in another way: as a follower, as the leader of an earlier term, or
-//! from those who refused it a vote. All of that shows before it leads: in what others said, or in the hard
-//! state that it writes with its vote. So whatever shows there counts as known.
+//! What a leader knows it may have learned in another way: as a follower, as the leader of an
+//! earlier term, or from those who refused it a vote. All of that shows before it leads: in what
+//! others said, or in the hard state that it writes with its vote. So whatever shows there counts as known.
 
 use polyraft_core::{EntryId, Index, Message, Payload, Term};
 use polyraft_multiraft::{GroupId, GroupMap, StoreId};

@@ -1,8 +1,8 @@
 //! Which configurations may be in force in a group.
 //!
-//! A change of membership counts from when it is applied, and a leader may have applied less than others. So a
-//! configuration is accepted until everybody has certainly applied the one after it, and then for entries that
-//! had been seen before that.
+//! A change of membership counts from when it is applied, and a leader may have applied less than
+//! others. So a configuration is accepted until everybody has certainly applied the one after it,
+//! and then for entries that had been seen before that.
 
 use std::sync::Arc;
 
@@ -105,8 +105,8 @@ impl Configurations {
         true
     }
 
-    /// Whether something holds for a quorum of voters, of both halves where there are two, in any configuration
-    /// that may be in force.
+    /// Whether something holds for a quorum of voters, of both halves where there are two, in any
+    /// configuration that may be in force.
     pub(super) fn quorum(&self, group: GroupId, holds: impl Fn(ReplicaId) -> bool) -> bool {
         let known = self.groups.get(&group);
         let mut all = known.into_iter().flat_map(|known| &known.configurations);

@@ -1,7 +1,7 @@
 //! Whoever leads has the votes of a quorum of voters, of both halves if the configuration is joint.
 //!
-//! A vote is what a replica has durably written. Who has gone on to a later term since may have given its vote,
-//! and is not asked.
+//! A vote is what a replica has durably written. Who has gone on to a later term since may have
+//! given its vote, and is not asked.
 
 use polyraft_core::{ReplicaId, RoleName, Term};
 use polyraft_multiraft::{GroupId, GroupMap};
