@@ -1,6 +1,6 @@
 //! The time after the faults: everything must work again within a bound, and then everything must agree.
 
-use polyraft_multiraft::{GroupId, StoreId};
+use polyraft_multiraft::{GroupId, HostHandle, StoreId};
 
 use super::{Event, Phase, Stage, World};
 use crate::linearizability::Limits;
@@ -96,6 +96,15 @@ impl World {
             let summary = handle.summary(group)?;
             Some((summary.replica, summary.basic.applied))
         };
+        let strange = |store: StoreId| descriptor.replica_on(store).is_none();
+        let stray = |handle: &HostHandle| handle.summary(group).is_some();
+        let mut running = self.running();
+        if let Some((store, _)) = running.find(|(id, host)| strange(*id) && stray(host)) {
+            return Some(format!(
+                "group {group}: store {store} keeps a replica that is no member: {}",
+                self.explain(group)
+            ));
+        }
         let lead = applied(leader)?.1;
         for member in &descriptor.members {
             let there = applied(member.store);
