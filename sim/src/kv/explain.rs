@@ -107,8 +107,10 @@ pub(super) fn register(input: &Bytes, output: Option<&Bytes>) -> Option<Register
 mod tests {
     use polyraft_store::sessions::Envelope;
 
+    use super::super::Kv;
     use super::super::codec::answer;
     use super::*;
+    use crate::subject::Subject;
 
     fn asked(change: Change) -> Bytes {
         let command = Command { key: 1, change }.encode();
@@ -148,6 +150,17 @@ mod tests {
         let saw = (cas, Some(told(Outcome::Cas { swapped, seen })));
         assert!(screened(&[saw]).is_err());
         assert!(screened(&[(asked(Change::Add(2)), Some(told(Outcome::Added(3))))]).is_err());
+    }
+
+    #[test]
+    fn people_can_read_it() {
+        let shows = |bytes: &[u8]| Kv.show(&Bytes::copy_from_slice(bytes));
+        assert_eq!(shows(b""), "nothing");
+        assert_eq!(shows(b"g00000001/k0"), "g00000001/k0");
+        let state = Kv.step(&Bytes::new(), &asked(Change::Put(0xab)), None);
+        assert_eq!(shows(&state.expect("a write is possible")), "ab");
+        assert_eq!(shows(&Query::Get(1).encode()), "Get(1)");
+        assert_eq!(shows(&answer([None])), "[None]");
     }
 
     #[test]

@@ -288,7 +288,9 @@ impl Subject for Kv {
     }
 
     fn show(&self, bytes: &Bytes) -> String {
-        shown(bytes).unwrap_or_else(|| format!("{bytes:?}"))
+        shown(bytes)
+            .or_else(|| shown_state(bytes))
+            .unwrap_or_else(|| String::from_utf8_lossy(bytes).escape_debug().to_string())
     }
 }
 
@@ -301,6 +303,14 @@ const fn after(change: Change, outcome: Outcome) -> Option<Option<u64>> {
         (Change::Cas { .. }, Outcome::Cas { seen, .. }) => Some(seen),
         (Change::Add(_), Outcome::Added(value)) => Some(Some(value)),
         _ => None,
+    }
+}
+
+/// What a key holds, as text.
+fn shown_state(bytes: &Bytes) -> Option<String> {
+    match bytes.is_empty() {
+        true => Some("nothing".to_owned()),
+        false => Some(format!("{:x}", value(bytes).ok()?)),
     }
 }
 
