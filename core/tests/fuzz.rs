@@ -25,7 +25,7 @@ static METER: Meter = Meter;
 #[test]
 fn messages_in_any_order() {
     let fuzz = Fuzz::new("core::messages")
-        .runs(12_000)
+        .runs(36_000)
         .length_max(2048)
         .memory_max(8 << 20);
     gets_everywhere(&fuzz, Honesty::Host);
@@ -51,7 +51,7 @@ fn gets_everywhere(fuzz: &Fuzz, honesty: Honesty) {
 #[test]
 fn a_host_that_breaks_every_duty() {
     let fuzz = Fuzz::new("core::host")
-        .runs(12_000)
+        .runs(36_000)
         .length_max(2048)
         .memory_max(8 << 20);
     gets_everywhere(&fuzz, Honesty::Nobody);
@@ -72,7 +72,7 @@ fn changes_of_membership_from_bytes() {
         replica: ReplicaId(7),
         context: Bytes::from_static(b"context"),
     };
-    let fuzz = Fuzz::new("core::changes").runs(60_000).memory_max(1 << 20);
+    let fuzz = Fuzz::new("core::changes").runs(180_000).memory_max(1 << 20);
     let fuzz = fuzz.example(change.encode()).example(one.encode());
     fuzz.check(|input| {
         let input = Bytes::copy_from_slice(input);
@@ -95,7 +95,7 @@ fn changes_of_membership_from_bytes() {
 /// Any changes to any configuration: what comes out is a configuration that can be taken up again.
 #[test]
 fn configurations_after_any_changes() {
-    let fuzz = Fuzz::new("core::configurations").runs(20_000);
+    let fuzz = Fuzz::new("core::configurations").runs(60_000);
     fuzz.length_max(128).check(|input| {
         let mut source = Source::new(input);
         let mut state = ConfState {

@@ -61,7 +61,7 @@ fn state(source: &mut Source<'_>) -> AppliedState {
 
 #[test]
 fn states_come_back_as_they_were() {
-    let fuzz = Fuzz::new("multiraft::states").runs(20_000).length_max(256);
+    let fuzz = Fuzz::new("multiraft::states").runs(60_000).length_max(256);
     fuzz.check(|input| {
         let state = state(&mut Source::new(input));
         assert_eq!(AppliedState::decode(&state.encode()), Ok(state.clone()));
@@ -74,7 +74,7 @@ fn states_come_back_as_they_were() {
 #[test]
 fn states_from_bytes() {
     let mut fuzz = Fuzz::new("multiraft::bytes")
-        .runs(40_000)
+        .runs(120_000)
         .memory_max(1 << 20);
     for seed in 0..8u8 {
         let bytes: Vec<u8> = (0..120).map(|at| seed.wrapping_mul(31) ^ at).collect();

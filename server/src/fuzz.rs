@@ -31,7 +31,7 @@ fn command(source: &mut Source<'_>) -> Command {
 #[test]
 fn commands_from_bytes() {
     let mut fuzz = Fuzz::new("server::commands")
-        .runs(30_000)
+        .runs(60_000)
         .memory_max(1 << 20);
     for seed in 0..4u8 {
         let bytes: Vec<u8> = (0..60).map(|at| seed.wrapping_mul(37) ^ at).collect();
@@ -56,7 +56,7 @@ fn commands_from_bytes() {
 /// What a store has kept of the others is read at its start: nothing in it may stop that.
 #[test]
 fn what_is_kept_of_other_stores_from_bytes() {
-    let fuzz = Fuzz::new("server::peers").runs(15_000).memory_max(1 << 20);
+    let fuzz = Fuzz::new("server::peers").runs(30_000).memory_max(1 << 20);
     let fuzz = fuzz.example(*b"1=127.0.0.1:7101\n22=[::1]:7102\n3=a.example:7");
     let mut kept = vec![1];
     kept.extend((1..=9u64).flat_map(u64::to_be_bytes));

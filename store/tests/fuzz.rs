@@ -190,7 +190,7 @@ fn use_it(disk: &MemoryDisk) {
 /// A bit that flips in any value of the log is noticed, or changes nothing that anybody is told.
 #[test]
 fn flipped_bits_are_noticed() {
-    let fuzz = Fuzz::new("store::flips").runs(2000).length_max(128);
+    let fuzz = Fuzz::new("store::flips").runs(4000).length_max(128);
     fuzz.check(|input| {
         let mut source = Source::new(input);
         let disk = written(&mut source);
@@ -222,7 +222,7 @@ fn flipped_bits_are_noticed() {
 /// dead, and that one is alive only it knows.
 #[test]
 fn lost_entries_are_noticed() {
-    let fuzz = Fuzz::new("store::losses").runs(1500).length_max(128);
+    let fuzz = Fuzz::new("store::losses").runs(3000).length_max(128);
     fuzz.check(|input| {
         let mut source = Source::new(input);
         let disk = written(&mut source);
@@ -244,7 +244,7 @@ fn lost_entries_are_noticed() {
 #[test]
 fn a_log_of_anything() {
     let disk = written(&mut Source::new(&[1; 64]));
-    let mut fuzz = Fuzz::new("store::log").runs(6000).memory_max(4 << 20);
+    let mut fuzz = Fuzz::new("store::log").runs(12_000).memory_max(4 << 20);
     for (tag, cf) in [Cf::Log, Cf::Settled, Cf::State].into_iter().enumerate() {
         for (key, value) in all(&disk, cf).into_iter().take(3) {
             let mut example = vec![tag as u8, 3];
@@ -381,7 +381,7 @@ fn snapshots_of_anything() {
     let good = chunk(&[(1, b"c", b"value"), (2, b"name", b"local"), (1, b"d", b"")]);
     let mut example = vec![0, 0, 0, 1];
     put_part(&mut example, &good);
-    let fuzz = Fuzz::new("store::snapshots").runs(4000).memory_max(4 << 20);
+    let fuzz = Fuzz::new("store::snapshots").runs(8000).memory_max(4 << 20);
     fuzz.example(example).check(|input| {
         let mut source = Source::new(input);
         let (disk, machine) = machine();
@@ -448,7 +448,7 @@ fn staged(disk: &MemoryDisk) -> usize {
 /// A state whose descriptor says anything, as a snapshot may bring it along.
 #[test]
 fn descriptors_of_anything() {
-    let fuzz = Fuzz::new("store::descriptors").runs(5000).length_max(64);
+    let fuzz = Fuzz::new("store::descriptors").runs(10_000).length_max(64);
     fuzz.check(|input| {
         let mut source = Source::new(input);
         let (disk, machine) = machine();
@@ -490,7 +490,7 @@ fn descriptors_of_anything() {
 /// Any keys and values in data and meta: a start says what is wrong with them.
 #[test]
 fn data_of_anything() {
-    let fuzz = Fuzz::new("store::data").runs(5000).memory_max(4 << 20);
+    let fuzz = Fuzz::new("store::data").runs(10_000).memory_max(4 << 20);
     fuzz.check(|input| {
         let mut source = Source::new(input);
         let (disk, _) = machine();

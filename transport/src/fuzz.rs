@@ -178,7 +178,7 @@ fn example() -> Vec<u8> {
 #[test]
 fn messages_come_back_as_they_were() {
     let fuzz = Fuzz::new("transport::messages")
-        .runs(10_000)
+        .runs(30_000)
         .length_max(512);
     fuzz.check(|input| {
         let mut source = Source::new(input);
@@ -196,7 +196,7 @@ fn messages_come_back_as_they_were() {
 #[test]
 fn frames_of_anything() {
     let fuzz = Fuzz::new("transport::frames")
-        .runs(30_000)
+        .runs(90_000)
         .example(example());
     let taken = Cell::new(0);
     let runs = fuzz.memory_max(1 << 20).check(|input| {
@@ -355,7 +355,7 @@ impl Endpoint {
 /// A stream of frames: all up to the first that is malformed are delivered, and none behind it.
 #[test]
 fn lanes_of_anything() {
-    let fuzz = Fuzz::new("transport::lanes").runs(1500);
+    let fuzz = Fuzz::new("transport::lanes").runs(4500);
     fuzz.check(|input| {
         let mut source = Source::new(input);
         let (mut stream, mut expected) = (Vec::new(), Vec::new());
@@ -408,7 +408,7 @@ fn lanes_of_anything() {
 /// right, and nothing of one that breaks off stays open.
 #[test]
 fn snapshot_streams_of_anything() {
-    let fuzz = Fuzz::new("transport::snapshots").runs(1500).length_max(256);
+    let fuzz = Fuzz::new("transport::snapshots").runs(4500).length_max(256);
     let finished = Cell::new(0);
     let runs = fuzz.check(|input| {
         let mut source = Source::new(input);

@@ -30,7 +30,7 @@ use crate::node::Node;
 
 #[test]
 fn whatever_other_stores_send() {
-    let fuzz = Fuzz::new("multiraft::host").runs(1500).length_max(2048);
+    let fuzz = Fuzz::new("multiraft::host").runs(6000).length_max(2048);
     let reach = Cell::new(Reach::default());
     let runs = fuzz.check(|input| reach.set(reach.get().or(Store::new(input).run())));
     assert!(

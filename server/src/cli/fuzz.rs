@@ -53,7 +53,7 @@ const WORDS: &[&str] = &[
 
 #[test]
 fn any_words_are_a_command_or_an_error() {
-    let fuzz = Fuzz::new("server::words").runs(1500).length_max(128);
+    let fuzz = Fuzz::new("server::words").runs(3000).length_max(128);
     fuzz.check(|input| {
         let mut source = Source::new(input);
         let mut words = vec!["polyraft".to_owned()];
@@ -77,7 +77,7 @@ fn any_words_are_a_command_or_an_error() {
 
 #[test]
 fn values_from_text() {
-    let fuzz = Fuzz::new("server::values").runs(60_000).length_max(24);
+    let fuzz = Fuzz::new("server::values").runs(120_000).length_max(24);
     let fuzz = fuzz
         .example(*b"500ms")
         .example(*b"87599.9h")
