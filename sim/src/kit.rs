@@ -35,7 +35,7 @@ pub struct GroupView<'a> {
 }
 
 impl GroupView<'_> {
-    /// What the group is, as far as its leader knew when it gave leave to read.
+    /// What the group is, as far as this store knows.
     #[must_use]
     pub const fn descriptor(&self) -> &GroupDescriptor {
         self.descriptor

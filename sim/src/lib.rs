@@ -91,6 +91,8 @@
 //! * **Objects** are what is checked separately, each within its group. Small ones make the search for an
 //!   order fast; a read of many is told as [parts](subject::Subject::parts). An object with too many
 //!   unknown outcomes can be too hard: [`Outcome::undecided`](world::Outcome::undecided) counts these.
+//! * **Queries** are also asked of replicas that do not lead, as of their own copy: it may lag, but never go
+//!   back. Those that [`Subject::operation`](subject::Subject::operation) draws are taken.
 //! * **Ranges.** Groups have none, unless [`Subject::ranges`](subject::Subject::ranges) says so.
 //! * **A state machine of your own.** What implements
 //!   [`StateMachine`](polyraft_multiraft::env::StateMachine) and [`Served`](subject::Served) can be opened.
