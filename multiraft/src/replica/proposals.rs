@@ -118,6 +118,13 @@ impl Proposals {
         }
     }
 
+    /// The whole log is applied, and whatever is waited for is not in it: another member may still hold it.
+    pub(crate) fn cut_off(&mut self) {
+        for pending in self.waiting.drain(..) {
+            pending.respond.answer(Err(Reject::Ambiguous));
+        }
+    }
+
     /// Whoever still waits may or may not succeed.
     pub(crate) fn give_up(&mut self) {
         self.reject_queued(|| Reject::NotLeader { leader: None });
@@ -136,6 +143,36 @@ mod tests {
 
     use super::*;
     use crate::budget::Budget;
+
+    /// What was cut off is in doubt; what is not proposed yet goes on.
+    #[test]
+    fn a_proposal_that_is_cut_off_is_in_doubt() {
+        let budget = Budget::new(100);
+        let (answers, answered) = mpsc::channel();
+        let mut proposals = Proposals::default();
+        let responder = |answers: &mpsc::Sender<Result<Bytes, Reject>>| {
+            let answers = answers.clone();
+            let answer = move |result| answers.send(result).expect("the test listens");
+            Responder::new(|| Err(Reject::Stopped), answer)
+        };
+        proposals.push(Pending {
+            id: EntryId::new(2, 5),
+            respond: responder(&answers),
+            permit: budget.try_acquire(1).expect("there is room"),
+        });
+        proposals.queue(Queued {
+            data: Bytes::from_static(b"x"),
+            respond: responder(&answers),
+            permit: budget.try_acquire(1).expect("there is room"),
+        });
+        proposals.cut_off();
+        assert_eq!(answered.try_recv(), Ok(Err(Reject::Ambiguous)));
+        assert!(
+            answered.try_recv().is_err(),
+            "the other is not proposed yet"
+        );
+        assert_eq!((budget.used(), proposals.is_empty()), (1, false));
+    }
 
     /// Five members: A's entry 5 of term 2 is on B and D too when C overwrites it on A only; A leads
     /// again and proposes at 5. B may yet win and commit the old entry: nobody may say it had no effect.

@@ -189,10 +189,21 @@ fn send_to_sleep(replica: &mut Replica, effects: &mut Effects) {
 }
 
 /// Proposals of a leadership that is over are decided by the next leader; after two election timeouts
-/// without word of it, whoever waits is told that nobody knows.
+/// without word of it, whoever waits is told that nobody knows. That next leader may be this replica, after
+/// another one has cut the proposals off its log: then they are not in it when all of it is applied.
 fn give_up_orphans(replica: &mut Replica, limit: u32) {
-    if replica.leads() || (replica.proposals.is_empty() && replica.changes.is_empty()) {
+    if replica.proposals.is_empty() && replica.changes.is_empty() {
         replica.orphan_ticks = 0;
+        return;
+    }
+    if replica.leads() {
+        replica.orphan_ticks = 0;
+        if replica.node.applied() == replica.node.last_index() && !planted!(OrphansNeverAnswered) {
+            replica.proposals.cut_off();
+            for change in replica.changes.extract_if(.., |change| !change.applied) {
+                change.respond.answer(Err(Reject::Ambiguous));
+            }
+        }
         return;
     }
     replica.orphan_ticks += 1;
