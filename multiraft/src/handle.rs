@@ -188,7 +188,8 @@ impl HostHandle {
     }
 
     /// Creates this store's replica of a new group whose first members the descriptor names, all
-    /// voters. Succeeds if it is there already. Answered when that would survive a power cut.
+    /// voters. Succeeds if it is there already. Answered when that would survive a power cut; where
+    /// a vote has made the replica before, when its leader has brought it the group's first state.
     pub fn create_group(
         &self,
         descriptor: GroupDescriptor,

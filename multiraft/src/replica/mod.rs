@@ -33,6 +33,8 @@ pub(crate) struct Replica {
     pub(crate) reads: Reads,
     pub(crate) changes: Vec<PendingChange>,
     pub(crate) transfers: Vec<Responder<Result<(), Reject>>>,
+    /// Those who asked for this replica to be created while it waits for its first state.
+    pub(crate) creators: Vec<Responder<Result<(), Reject>>>,
     /// A hard state that no write has carried yet; only the commit index in it can be new.
     pub(crate) unsaved: Option<HardState>,
     /// Writes with something of the core that are not durable yet.
@@ -99,6 +101,7 @@ impl Replica {
             reads: Reads::default(),
             changes: Vec::new(),
             transfers: Vec::new(),
+            creators: Vec::new(),
             unsaved: None,
             writes_in_flight: 0,
             install: Install::None,

@@ -163,30 +163,34 @@ impl Worker {
         if let Err(other) = self.shared.ranges.claim(group, descriptor.range.as_ref()) {
             return refused(&format!("its range overlaps that of group {other}"));
         }
-        // A vote may have come before this request and made the replica. What it knows is durable, and
-        // the leader feeds it by snapshot: the group is there as asked for.
+        // A vote may have come before this request and made the replica: its leader feeds it by snapshot.
         let present = self.replicas.contains_key(&group);
         Ok((!present).then_some(replica))
     }
 
     /// The replica is here already, but its record may still be on its way to the disk. Nothing that
-    /// is written after it is durable before it.
+    /// is written after it is durable before it. One that a vote has made is not the group as asked for
+    /// before it has its first state: until then the group may depend on a single other store.
     fn confirm_create(
-        &self,
+        &mut self,
         group: GroupId,
         respond: Responder<Result<(), Reject>>,
         effects: &mut Effects,
     ) {
-        let Some(replica) = self.replicas.get(&group) else {
+        let Some(replica) = self.replicas.get_mut(&group) else {
             return respond.answer(Err(Reject::NoGroup(group)));
         };
+        if !replica.is_initialised() || replica.is_installing() {
+            return replica.creators.push(respond);
+        }
+        let id = replica.id;
         let nothing_new = LogSection {
             group,
             ..LogSection::default()
         };
         effects.writes.push(WriteItem {
             created: Some(respond),
-            ..self.write(group, replica.id, nothing_new)
+            ..self.write(group, id, nothing_new)
         });
     }
 
@@ -489,6 +493,9 @@ impl Worker {
         };
         if matches!(replica.install, Install::Writing) && replica.writes_in_flight == 0 {
             replica.install = Install::None;
+            for creator in replica.creators.drain(..) {
+                creator.answer(Ok(()));
+            }
             self.wake(group);
         }
     }

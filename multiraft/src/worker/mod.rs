@@ -311,8 +311,12 @@ impl Worker {
         for change in replica.changes.drain(..) {
             change.respond.answer(Err(Reject::Ambiguous));
         }
-        for transfer in replica.transfers.drain(..) {
-            transfer.answer(Err(why()));
+        for waiting in replica
+            .transfers
+            .drain(..)
+            .chain(replica.creators.drain(..))
+        {
+            waiting.answer(Err(why()));
         }
         self.awake.remove(&group);
         self.touch(group);

@@ -333,8 +333,10 @@ fn a_group_that_waits_for_its_first_state_owns_its_range() {
     cluster.until("a vote made the other replica", 200, |_| {
         second.summary(ONE).is_some()
     });
-    let created = cluster.answer(|respond| second.create_group(one, respond));
-    assert_eq!(created, Ok(()));
+    let (created, respond) = Promise::new();
+    second.create_group(one, respond);
+    cluster.ticks(100);
+    assert!(!created.is_kept(), "only one store has the group's state");
     let overlapping = cluster.answer(|respond| second.create_group(two, respond));
     assert!(
         matches!(overlapping, Err(Reject::Refused(_))),
@@ -343,6 +345,7 @@ fn a_group_that_waits_for_its_first_state_owns_its_range() {
     cluster.network.set_weather(Weather::default());
     cluster.groups.insert(ONE);
     cluster.settle_and_check();
+    assert_eq!(created.take(), Some(Ok(())), "now both have it");
 }
 
 /// Twice the same new store would be two replicas in one place, of which the older could never live; a voter

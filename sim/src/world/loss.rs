@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 
-use polyraft_core::Index;
 use polyraft_multiraft::{GroupId, GroupStatus, Reject, StoreId};
 use polyraft_store::disk::Cf;
 
@@ -163,16 +162,14 @@ impl World {
 }
 
 /// Whether a group can do without a store, by what its leader says: nothing is undecided, and
-/// those that stay are a quorum of voters that know their group.
+/// those that stay are a quorum of voters. That every member of an acknowledged group has its state is a promise of the host.
 fn survives(status: &GroupStatus, victim: StoreId) -> bool {
     let (raft, last) = (&status.raft, status.last);
     let decided = raft.basic.applied == last.index && raft.basic.hard_state.term == last.term;
     let Some(replica) = status.descriptor.replica_on(victim) else {
         return decided && !raft.conf_state.is_joint();
     };
-    let known = |matched: Index| matched.0 > 0;
     decided
         && !raft.conf_state.is_joint()
         && (raft.conf_state.voters.len() > 2 || !raft.conf_state.voters.contains(&replica))
-        && raft.progress.iter().all(|member| known(member.matched))
 }
