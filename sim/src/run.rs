@@ -109,26 +109,52 @@ pub struct Sum {
     pub failures: Vec<(Plan, Violation)>,
 }
 
-/// Runs plans until there are no more or `stop` says so, on so many threads; after the first
-/// failure no new world begins unless `all` are wanted.
+/// How many worlds are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Many {
+    /// At once.
+    pub threads: usize,
+    /// Whether new worlds begin after one has failed.
+    pub keep_going: bool,
+    /// Run each twice, and compare: a difference is a violation of `determinism`.
+    pub twice: bool,
+}
+
+/// The outcome of a world, or how it differed the second time.
+#[must_use]
+pub fn run_twice(plan: &Plan, subject: &Arc<dyn Subject>) -> Outcome {
+    let (mut one, two) = (run(plan, subject, None), run(plan, subject, None));
+    if one != two {
+        one.violation = Some(Violation {
+            checker: "determinism",
+            at: one.elapsed.min(two.elapsed),
+            what: format!("one seed gave two worlds: {one:?} and {two:?}"),
+        });
+    }
+    one
+}
+
+/// Runs plans until there are no more or `stop` says so.
 pub fn run_many(
     plans: impl Iterator<Item = Plan> + Send,
     subject: &Arc<dyn Subject>,
-    threads: usize,
-    all: bool,
+    many: Many,
     stop: impl Fn() -> bool + Sync,
 ) -> Sum {
     let plans = Mutex::new(plans);
     let sum = Mutex::new(Sum::default());
     let failed = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
+        for _ in 0..many.threads.max(1) {
             scope.spawn(|| {
-                while !stop() && (all || !failed.load(Ordering::Relaxed)) {
+                while !stop() && (many.keep_going || !failed.load(Ordering::Relaxed)) {
                     let Some(plan) = plans.lock().next() else {
                         return;
                     };
-                    let outcome = run(&plan, subject, None);
+                    let outcome = match many.twice {
+                        true => run_twice(&plan, subject),
+                        false => run(&plan, subject, None),
+                    };
                     let mut sum = sum.lock();
                     sum.worlds += 1;
                     sum.events += outcome.events;

@@ -60,6 +60,18 @@ const NETWORK: [Fault; 8] = [
     Fault::BadChunk,
 ];
 
+/// Snapshots of a world are small: only in small parts and at a low rate do they take long enough for something to
+/// happen meanwhile.
+fn slow_snapshots(faults: &mut NetworkFaults, rng: &mut Rng) {
+    faults.chunk_max = rng.magnitude(64, 4096);
+    if rng.percent(40) {
+        faults.snapshot_bytes_per_second = rng.magnitude(100, 100_000);
+    }
+    if rng.percent(30) {
+        faults.snapshots_in_max = usize::try_from(rng.between(1, 2)).unwrap_or(1);
+    }
+}
+
 impl World {
     /// One stroke; the next one follows.
     pub(super) fn strike(&mut self) {
@@ -147,6 +159,7 @@ impl World {
                 faults.in_flight_max = usize::try_from(rng.between(1, 4)).unwrap_or(1);
             }
         }
+        slow_snapshots(&mut faults, rng);
         *self.network.faults_mut() = faults;
     }
 
