@@ -47,12 +47,16 @@ struct Inner {
     synced: u64,
     /// Synced writes are durable only when [`SimDisk::complete`] says so.
     deferring: bool,
+    /// The last of them.
+    sync_due: Option<u64>,
     fault: Option<DiskFault>,
     broken: bool,
     /// Writes with a sync since the start.
     syncs: u64,
     /// Grows with each crash: who has the disk from before writes nothing any more.
     start: u64,
+    /// So many more writes reach the disk before the process is killed.
+    writes_left: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -106,6 +110,23 @@ impl SimDisk {
         self.inner.lock().fault
     }
 
+    /// The process will be killed in the middle of what it does: only so many more writes of it reach the disk.
+    pub fn kill_after(&self, writes: u64) {
+        self.inner.lock().writes_left = Some(writes);
+    }
+
+    /// It will not be, if it was not yet.
+    pub fn spare(&self) {
+        let mut inner = self.inner.lock();
+        inner.writes_left = inner.writes_left.filter(|left| *left == 0);
+    }
+
+    /// Whether that has happened.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        self.inner.lock().writes_left == Some(0)
+    }
+
     /// Whether a sync has failed since the last crash.
     #[must_use]
     pub fn is_broken(&self) -> bool {
@@ -113,13 +134,14 @@ impl SimDisk {
     }
 
     /// Runs something whose synced writes take a while: they return at once, and are durable when
-    /// [`SimDisk::complete`] is called with the mark that this returns beside the result.
-    pub fn deferred<T>(&self, run: impl FnOnce() -> T) -> (T, u64) {
+    /// [`SimDisk::complete`] is called with the mark that this returns beside the result; none: nothing of
+    /// it asked for a sync.
+    pub fn deferred<T>(&self, run: impl FnOnce() -> T) -> (T, Option<u64>) {
         self.inner.lock().deferring = true;
         let result = run();
         let mut inner = self.inner.lock();
         inner.deferring = false;
-        (result, inner.written)
+        (result, inner.sync_due.take())
     }
 
     /// The sync of all writes up to a mark is done.
@@ -169,6 +191,8 @@ impl SimDisk {
         inner.certain = tables;
         inner.broken = false;
         inner.deferring = false;
+        inner.sync_due = None;
+        inner.writes_left = None;
         if inner.fault == Some(DiskFault::SyncFails) {
             inner.fault = None;
         }
@@ -208,6 +232,9 @@ impl SimDisk {
     fn check(&self, inner: &Inner) -> Result<(), DiskError> {
         if self.start.is_some_and(|start| start != inner.start) {
             return Err(DiskError::Fatal("the process is gone".to_owned()));
+        }
+        if inner.writes_left == Some(0) {
+            return Err(DiskError::Fatal("the process is killed here".to_owned()));
         }
         if inner.broken {
             return Err(DiskError::Fatal("an earlier sync failed".to_owned()));
@@ -297,6 +324,7 @@ impl Disk for SimDisk {
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
         let mut inner = self.inner.lock();
         self.check(&inner)?;
+        inner.writes_left = inner.writes_left.map(|left| left - 1);
         match inner.fault {
             Some(DiskFault::Full) => return Err(DiskError::Full),
             // What was written may or may not be on the disk.
@@ -310,8 +338,10 @@ impl Disk for SimDisk {
         inner.push(batch, durability == Durability::Volatile);
         if durability == Durability::Synced {
             inner.syncs += 1;
-            if !inner.deferring {
-                let upto = inner.written;
+            let upto = inner.written;
+            if inner.deferring {
+                inner.sync_due = Some(upto);
+            } else {
                 inner.sync(upto);
             }
         }

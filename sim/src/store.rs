@@ -90,7 +90,7 @@ pub(crate) struct Running {
     env: HostEnv,
     writes: VecDeque<WriteItem>,
     /// A batch whose sync is not done, with the disk's mark.
-    writing: Option<(Written, u64)>,
+    writing: Option<(Written, Option<u64>)>,
     applies: Vec<VecDeque<ApplyTask>>,
     /// By applier: its last write found no room.
     full: Vec<bool>,
@@ -319,17 +319,15 @@ impl SimStore {
             bytes += entries.map(polyraft_core::Entry::size).sum::<u64>();
             items.push(item);
         }
-        let sync = items.iter().any(|item| item.sync);
         let writer = &running.parts.writer;
         let (result, mark) = self.disk.deferred(|| writer.drain(&mut items));
         match result {
             Ok(written) => {
-                running.writing = Some((written, if sync { mark } else { 0 }));
+                running.writing = Some((written, mark));
                 let (low, high) = self.slowness.sync;
-                let takes = if sync {
-                    self.rng.magnitude(low, high)
-                } else {
-                    MICROSECOND
+                let takes = match mark {
+                    Some(_) => self.rng.magnitude(low, high),
+                    None => MICROSECOND,
                 };
                 push(takes, Step::Written);
                 Stepped::Writing
@@ -397,7 +395,7 @@ impl Running {
         let Some((mut written, mark)) = self.writing.take() else {
             return;
         };
-        if mark > 0 {
+        if let Some(mark) = mark {
             disk.complete(mark);
             observer.see(&Observation::Synced { store });
         }

@@ -461,7 +461,10 @@ impl World {
         );
         let suspect = self.nemesis.is_suspect(id);
         sometimes!(suspect, "world: damage refused at start");
-        let excused = full || self.stores[&id].disk.fault().is_some();
+        let disk = &self.stores[&id].disk;
+        let killed = disk.is_killed();
+        sometimes!(killed, "world: store killed within its recovery");
+        let excused = full || killed || disk.fault().is_some();
         // A process that was there for a moment is gone; what it wrote may be there or not.
         self.lose_process(id, CrashKind::Power);
         if suspect {
@@ -478,12 +481,15 @@ impl World {
 
     /// A host that stopped by itself.
     fn failed(&mut self, id: StoreId, error: &HostError) {
-        let expected = self.nemesis.is_suspect(id) || self.stores[&id].disk.is_broken();
+        let disk = &self.stores[&id].disk;
+        let killed = disk.is_killed();
+        let expected = self.nemesis.is_suspect(id) || disk.is_broken() || killed;
         if !expected {
             let what = format!("store {id} stopped without a cause: {error}");
             return self.observer.report("host-error", what);
         }
-        sometimes!(true, "world: store stopped by itself");
+        sometimes!(killed, "world: store killed between two writes");
+        sometimes!(!killed, "world: store stopped by itself");
         // Nobody knows what of the last writes the disk has.
         self.crash(id, CrashKind::Power);
         self.start_later(id);

@@ -93,10 +93,7 @@ impl World {
             fault if NETWORK.contains(&fault) => self.worsen_network(),
             Fault::Partition => self.partition(),
             Fault::OneWay => self.cut_one_way(),
-            Fault::Crash => self.strike_store(|world, store| {
-                world.crash(store, CrashKind::Process);
-                world.start_later(store);
-            }),
+            Fault::Crash => self.strike_store(Self::kill),
             Fault::PowerCut => self.cut_power(),
             Fault::SlowSync => self.strike_store(Self::slow_sync),
             Fault::FailedSync => self.strike_store(|world, store| {
@@ -161,6 +158,20 @@ impl World {
         }
         slow_snapshots(&mut faults, rng);
         *self.network.faults_mut() = faults;
+    }
+
+    /// Now, or between two writes of whatever it will be doing, be that its recovery.
+    fn kill(&mut self, store: StoreId) {
+        let rng = &mut self.nemesis.rng;
+        let (now, recovery) = (rng.percent(60), rng.percent(50));
+        let writes = rng.magnitude(1, 60);
+        if now {
+            self.crash(store, CrashKind::Process);
+            self.start_later(store);
+        }
+        if !now || recovery {
+            self.stores[&store].disk.kill_after(writes);
+        }
     }
 
     fn duration(&mut self) -> Nanos {
@@ -340,6 +351,7 @@ impl World {
         let now = self.queue.now();
         for store in self.stores.values_mut() {
             store.disk.set_fault(None);
+            store.disk.spare();
             store.slowness = crate::store::Slowness::default();
             store.drift = 1000;
             store.paused_until = now;

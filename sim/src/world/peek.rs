@@ -4,7 +4,6 @@ use polyraft_multiraft::{GroupId, StoreId};
 
 use super::{Event, World};
 use crate::history::LocalCopy;
-use crate::sometimes;
 use crate::subject::{Operation, Request};
 use crate::time::{MILLISECOND, SECOND};
 
@@ -44,7 +43,6 @@ impl World {
         };
         // Not all of a snapshot is there yet, or the copy is on its way out: then it says so.
         let Ok(output) = running.machine.query(&descriptor, asked) else {
-            sometimes!(true, "world: a copy that is not whole");
             return;
         };
         let copy = LocalCopy {
