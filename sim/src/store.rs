@@ -8,12 +8,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use polyraft_multiraft::env::{LogError, StateMachine, StateMachineError, Transport};
 use polyraft_multiraft::parts::{
     ApplyTask, Effects, FetchTask, HostParts, Input, SnapshotTask, WriteItem, Written, fetch,
     send_snapshot,
 };
-use polyraft_multiraft::{HostConfig, HostEnv, HostError, HostHandle, StoreId};
+use polyraft_multiraft::{
+    GroupId, GroupStatus, HostConfig, HostEnv, HostError, HostHandle, Reject, Responder, StoreId,
+};
 use polyraft_store::{LogOptions, RaftLog};
 
 use crate::disk::SimDisk;
@@ -454,6 +457,26 @@ impl Running {
         let machine: &Arc<dyn StateMachine> = &self.env.state_machine;
         let transport: &Arc<dyn Transport> = &self.env.transport;
         send_snapshot(machine, transport, &self.parts.handle, task, finished);
+    }
+
+    /// Replicas that are out of service, with why. What the workers want done meanwhile is dropped: the world is over.
+    pub(crate) fn quarantined(&mut self) -> Vec<(GroupId, String)> {
+        let found = Arc::new(Mutex::new(Vec::new()));
+        for replica in self.parts.handle.list() {
+            let (group, found) = (replica.group, Arc::clone(&found));
+            let note = move |status: Result<GroupStatus, Reject>| {
+                let why = status.ok().and_then(|status| status.quarantined);
+                found.lock().extend(why.map(|why| (group, why)));
+            };
+            let respond = Responder::new(|| Err(Reject::Stopped), note);
+            self.parts.handle.describe(group, respond);
+        }
+        for (worker, inbox) in self.parts.workers.iter_mut().zip(&self.parts.inboxes) {
+            let mut inputs = Vec::new();
+            inbox.take(&mut inputs, usize::MAX);
+            drop(worker.pass(inputs));
+        }
+        std::mem::take(&mut *found.lock())
     }
 
     /// A tick that the clock did not owe.

@@ -93,7 +93,7 @@ fn a_sync_that_takes_a_while_is_certain_when_it_is_complete() {
     assert_eq!(found, texts(["", "a", "ab"]));
     let found = outcomes(|disk| {
         let mark = begin(disk);
-        disk.complete(mark);
+        disk.complete(mark.expect("it asked for a sync"));
     });
     assert_eq!(found, texts(["a", "ab"]));
     // One that does not wait covers those before it.

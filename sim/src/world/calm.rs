@@ -146,12 +146,12 @@ impl World {
             ..End::default()
         };
         let mut broken = Vec::new();
-        for (id, store) in &self.stores {
-            let Some(running) = &store.running else {
+        for (id, store) in &mut self.stores {
+            let Some(running) = &mut store.running else {
                 continue;
             };
-            let handle = &running.parts.handle;
-            let replicas = handle.list();
+            let handle = running.parts.handle.clone();
+            let (replicas, stats) = (handle.list(), handle.stats());
             let mut data = Vec::new();
             match running.machine.recover() {
                 Ok(states) => {
@@ -169,9 +169,12 @@ impl World {
                 .iter()
                 .map(|replica| (replica.group, owner(replica.group).flatten()));
             let owners = owners.collect();
+            let out_of_service = running.quarantined().into_iter();
+            end.quarantined
+                .extend(out_of_service.map(|(group, why)| (*id, group, why)));
             end.stores.push(StoreEnd {
                 store: *id,
-                stats: handle.stats(),
+                stats,
                 leftovers: crate::leftovers::of(&store.disk, &owners),
                 replicas,
                 data,
