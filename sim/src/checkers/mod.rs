@@ -13,6 +13,7 @@ mod log_matching;
 mod monotone;
 mod no_crossing;
 mod nothing_left_behind;
+mod one_change;
 mod promises;
 mod ranges_disjoint;
 mod recovery;
@@ -58,6 +59,7 @@ fn properties(limits: budgets::LimitsOf) -> Vec<Box<dyn Property>> {
         Box::<committed_stays::CommittedStays>::default(),
         Box::<durable_quorum::DurableQuorum>::default(),
         Box::<commit_rule::CommitRule>::default(),
+        Box::<one_change::OneChange>::default(),
         Box::<monotone::Monotone>::default(),
         Box::<truncation::Truncation>::default(),
         Box::<ranges_disjoint::RangesDisjoint>::default(),

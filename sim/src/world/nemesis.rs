@@ -278,6 +278,10 @@ impl World {
                 && !self.operators.hold
             {
                 self.begin_task(Task::Look(group));
+                // Two operators who do not know of each other.
+                if self.nemesis.rng.percent(20) {
+                    self.begin_task(Task::Look(group));
+                }
             }
         }
     }

@@ -319,7 +319,7 @@ impl World {
         if conf.is_joint() {
             sometimes!(true, "world: joint left by hand");
         } else {
-            match rng.below(7) {
+            match rng.below(8) {
                 0 => changes.push((ConfChangeKind::AddVoter, rng.pick(&free).copied())),
                 1 => changes.push((ConfChangeKind::AddLearner, rng.pick(&free).copied())),
                 2 => changes.push((ConfChangeKind::AddVoter, rng.pick(&learners).copied())),
@@ -332,6 +332,18 @@ impl World {
                     if rng.percent(30) {
                         transition = Transition::JointExplicit;
                     }
+                }
+                6 if voters.len() > 2 && free.len() > 1 => {
+                    // Halves that have little in common, for a while.
+                    let skip = usize::try_from(rng.below(2)).unwrap_or(0);
+                    for (new, old) in free.iter().zip(voters.iter().skip(skip)).take(2) {
+                        changes.push((ConfChangeKind::AddVoter, Some(*new)));
+                        changes.push((ConfChangeKind::AddLearner, Some(*old)));
+                    }
+                    transition = match rng.below(2) {
+                        0 => Transition::JointExplicit,
+                        _ => Transition::JointImplicit,
+                    };
                 }
                 _ => {
                     changes.push((ConfChangeKind::AddVoter, rng.pick(&free).copied()));
