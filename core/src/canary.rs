@@ -99,7 +99,7 @@ canaries! {
     TruncatedPastApplied "truncated-past-applied"
         "the log is truncated up to what is committed";
     TruncatedPastFlushed "truncated-past-flushed"
-        "the log is truncated up to what is applied by the time the flush is heard of";
+        "a flush that finds no room counts as one, and the log is truncated behind it";
     OrphansNeverAnswered "orphans-never-answered"
         "proposals of a leadership that is over are never given up";
     BudgetLeaked "budget-leaked"

@@ -94,11 +94,6 @@ impl Worker {
             if replica.id != id || replica.quarantined.is_some() || replica.is_installing() {
                 continue;
             }
-            let flushed = if planted!(TruncatedPastFlushed) {
-                replica.node.applied()
-            } else {
-                flushed
-            };
             replica.flushed = replica.flushed.max(flushed.min(replica.node.applied()));
             let Some(to) = truncation_point(replica, keep) else {
                 continue;
