@@ -3,7 +3,7 @@
 
 CARGO := scripts/with-rocksdb cargo
 
-.PHONY: help demo test quick sim soak fuzz shuttle lint fmt build release conformance process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
+.PHONY: help demo test quick sim soak fuzz shuttle lint fmt build release conformance canaries process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
 
 help:
 	@echo "make demo           three stores, 1,000 groups, load, a kill -9, and a cluster to play with"
@@ -17,6 +17,7 @@ help:
 	@echo "make build          the binary, debug (target/debug/polyraft)"
 	@echo "make release        the binary, optimised (target/release/polyraft)"
 	@echo "make conformance    etcd's own data files against the core"
+	@echo "make canaries       known bugs planted in simulated hosts, and which checker catches each (docs/canaries.md)"
 	@echo "make process-tests  the whole-process tests alone; TIMES=10 repeats them"
 	@echo "make interop        a Python client against a demo, by generated stubs and by reflection (needs pip and a network once)"
 	@echo "make bench-core | bench-log | bench-puts | bench-idle   figures (see benches/README.md)"
@@ -89,6 +90,10 @@ release:
 
 conformance:
 	cargo test -p polyraft-core --test conformance
+
+# Flags that every crate sees, hence a build of its own.
+canaries:
+	scripts/canaries $(CANARIES)
 
 TIMES ?= 1
 process-tests: build
