@@ -110,7 +110,8 @@ impl SimDisk {
         self.inner.lock().fault
     }
 
-    /// The process will be killed in the middle of what it does: only so many more writes of it reach the disk.
+    /// The process will be killed in the middle of what it does: only so many more writes of it
+    /// reach the disk.
     pub fn kill_after(&self, writes: u64) {
         self.inner.lock().writes_left = Some(writes);
     }

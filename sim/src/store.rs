@@ -459,7 +459,8 @@ impl Running {
         send_snapshot(machine, transport, &self.parts.handle, task, finished);
     }
 
-    /// Replicas that are out of service, with why. What the workers want done meanwhile is dropped: the world is over.
+    /// Replicas that are out of service, with why. What the workers want done meanwhile is
+    /// dropped: the world is over.
     pub(crate) fn quarantined(&mut self) -> Vec<(GroupId, String)> {
         let found = Arc::new(Mutex::new(Vec::new()));
         for replica in self.parts.handle.list() {

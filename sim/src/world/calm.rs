@@ -97,8 +97,8 @@ impl World {
             Some((summary.replica, summary.basic.applied))
         };
         let strange = |store: StoreId| descriptor.replica_on(store).is_none();
-        // One that a vote made and that has forgotten over a restart who spoke to it stays: it has no data and no
-        // range, and nobody whom it could ask (ARCHITECTURE.md, known gaps).
+        // One that a vote made and that has forgotten over a restart who spoke to it stays: it has
+        // no data and no range, and nobody whom it could ask (ARCHITECTURE.md, known gaps).
         let has_state = |d: std::sync::Arc<GroupDescriptor>| !d.members.is_empty();
         let stray = |handle: &HostHandle| handle.descriptor(group).is_some_and(has_state);
         let mut running = self.running();

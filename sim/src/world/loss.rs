@@ -162,7 +162,8 @@ impl World {
 }
 
 /// Whether a group can do without a store, by what its leader says: nothing is undecided, and
-/// those that stay are a quorum of voters. That every member of an acknowledged group has its state is a promise of the host.
+/// those that stay are a quorum of voters. That every member of an acknowledged group has its
+/// state is a promise of the host.
 fn survives(status: &GroupStatus, victim: StoreId) -> bool {
     let (raft, last) = (&status.raft, status.last);
     let decided = raft.basic.applied == last.index && raft.basic.hard_state.term == last.term;

@@ -60,8 +60,8 @@ const NETWORK: [Fault; 8] = [
     Fault::BadChunk,
 ];
 
-/// Snapshots of a world are small: only in small parts and at a low rate do they take long enough for something to
-/// happen meanwhile.
+/// Snapshots of a world are small: only in small parts and at a low rate do they take long enough
+/// for something to happen meanwhile.
 fn slow_snapshots(faults: &mut NetworkFaults, rng: &mut Rng) {
     faults.chunk_max = rng.magnitude(64, 4096);
     if rng.percent(40) {
