@@ -41,6 +41,7 @@ pub const ALL: &[&str] = &[
     "network: no room on a lane",
     "network: the end of a snapshot was bad",
     "network: too many snapshots at once",
+    "world: a group is wanted where another one still is",
     "world: answer that tells nothing",
     "world: bit flipped",
     "world: client heard nothing",

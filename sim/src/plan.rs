@@ -32,6 +32,8 @@ pub enum Fault {
     Partition,
     /// The same, one way only.
     OneWay,
+    /// A store that leads is cut off for about as long as it takes to lead no more.
+    Isolate,
     /// Lanes hold few messages.
     Narrow,
     /// A process is killed and started again.
@@ -72,7 +74,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Delay,
         Self::Loss,
         Self::Duplication,
@@ -81,6 +83,7 @@ impl Fault {
         Self::Stale,
         Self::Partition,
         Self::OneWay,
+        Self::Isolate,
         Self::Narrow,
         Self::Crash,
         Self::PowerCut,
@@ -113,6 +116,7 @@ impl Fault {
             Self::Stale => "stale",
             Self::Partition => "partition",
             Self::OneWay => "one-way",
+            Self::Isolate => "isolate",
             Self::Narrow => "narrow",
             Self::Crash => "crash",
             Self::PowerCut => "power-cut",

@@ -125,7 +125,7 @@ pub(crate) enum Stepped {
     Failed(HostError),
 }
 
-/// Time between two rounds of housekeeping.
+/// Time between two rounds of housekeeping, at most.
 const MAINTENANCE: Nanos = 500 * MILLISECOND;
 /// Time after which a write that found no room is tried again.
 const RETRY: Nanos = 200 * MILLISECOND;
@@ -290,9 +290,11 @@ impl SimStore {
                 Stepped::Done
             }
             Step::Maintain => {
-                push(MAINTENANCE, Step::Maintain);
+                let interval = u64::try_from(self.config.flush_interval.as_nanos());
+                let interval = interval.unwrap_or(SECOND).min(MAINTENANCE);
+                push(interval, Step::Maintain);
                 self.publish();
-                self.maintain()
+                self.maintain(interval)
             }
         }
     }
@@ -346,12 +348,12 @@ impl SimStore {
         }
     }
 
-    fn maintain(&mut self) -> Stepped {
+    fn maintain(&mut self, passed: Nanos) -> Stepped {
         let interval = u64::try_from(self.config.flush_interval.as_nanos()).unwrap_or(SECOND);
         let Some(running) = &mut self.running else {
             return Stepped::Done;
         };
-        running.since_flush += MAINTENANCE;
+        running.since_flush += passed;
         if running.since_flush >= interval {
             running.since_flush = 0;
             if let Err(error) = running.parts.flush(&running.env.state_machine) {

@@ -20,14 +20,14 @@ impl World {
         let Phase::Calm(since) = self.phase else {
             return;
         };
-        let lacks = self.lacks();
-        let Some(lack) = lacks else {
+        let lacks = self.lacks().map(|what| ("liveness", what));
+        let Some((checker, lack)) = lacks.or_else(|| Some(("budgets", self.owes()?))) else {
             self.phase = Phase::Over;
             return;
         };
         if self.queue.now().saturating_sub(since) > self.plan.calm {
             let what = format!("{} s after the last fault: {lack}", self.plan.calm / SECOND);
-            return self.observer.report("liveness", what);
+            return self.observer.report(checker, what);
         }
         self.queue.push(500 * MILLISECOND, Event::Look);
     }
@@ -72,10 +72,12 @@ impl World {
         let mut stores = self.stores.iter();
         let busy = stores.find(|(_, s)| s.running.as_ref().is_some_and(|r| !r.is_idle()));
         // Awake groups have heartbeats under way now and then.
-        if let Some((id, _)) = busy {
-            return Some(format!("store {id} is not at rest"));
-        }
-        // Whoever is overtaken while it waits hears so after two election timeouts at the latest.
+        busy.map(|(id, _)| format!("store {id} is not at rest"))
+    }
+
+    /// A store with proposals that nobody was answered for. Whoever is overtaken while it waits
+    /// hears so after two election timeouts at the latest.
+    fn owes(&self) -> Option<String> {
         let mut running = self.running();
         let owes = running.find(|(_, handle)| handle.stats().proposal_bytes > 0);
         owes.map(|(id, _)| format!("store {id} has proposals that nobody was answered for"))

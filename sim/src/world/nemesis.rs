@@ -93,6 +93,7 @@ impl World {
             fault if NETWORK.contains(&fault) => self.worsen_network(),
             Fault::Partition => self.partition(),
             Fault::OneWay => self.cut_one_way(),
+            Fault::Isolate => self.isolate_leader(),
             Fault::Crash => self.strike_store(Self::kill),
             Fault::PowerCut => self.cut_power(),
             Fault::SlowSync => self.strike_store(Self::slow_sync),
@@ -205,6 +206,23 @@ impl World {
             && from != to
         {
             self.cut(from, to, lasts);
+        }
+    }
+
+    /// A leader that nobody hears goes on for a while: what it appends meanwhile must not survive.
+    fn isolate_leader(&mut self) {
+        let (live, stores) = (self.live(), self.present());
+        let group = self.nemesis.rng.pick(&live).copied();
+        let Some(leader) = group.and_then(|group| self.leader(group)) else {
+            return;
+        };
+        let config = &self.stores[&leader].config;
+        let tick = u64::try_from(config.tick.as_nanos()).unwrap_or(SECOND);
+        let timeout = tick * u64::from(config.election_ticks);
+        let lasts = self.nemesis.rng.between(timeout, timeout * 4);
+        for other in stores.into_iter().filter(|store| *store != leader) {
+            self.cut(leader, other, lasts);
+            self.cut(other, leader, lasts);
         }
     }
 

@@ -139,8 +139,14 @@ impl World {
             group,
             wanted: false,
         });
+        let slot = known.slot;
         let stores = self.present();
         self.begin_task(Task::Destroy(group, stores));
+        // Some do not wait for the end of the old group: stores refuse the new one until its keys are free.
+        if self.operators.rng.percent(40) {
+            sometimes!(true, "world: a group is wanted where another one still is");
+            self.create_group(slot);
+        }
     }
 
     /// The next step of a task, unless another alarm was set since.
@@ -291,7 +297,10 @@ impl World {
         };
         known.stage = Stage::Gone;
         let slot = known.slot;
-        self.create_group(slot);
+        let taken = |other: &Group| other.slot == slot && other.stage != Stage::Gone;
+        if !self.groups.values().any(taken) {
+            self.create_group(slot);
+        }
     }
 
     /// A change of members that makes sense in the present state, drawn.
