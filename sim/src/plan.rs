@@ -197,11 +197,11 @@ impl Plan {
                 rng.between(1, stores)
             },
             clients: rng.between(2, 8),
-            think: rng.magnitude(4 * MILLISECOND, 400 * MILLISECOND),
+            think: rng.magnitude(4, 400) * MILLISECOND,
             chaos: rng.between(10, 90) * SECOND,
             calm: 240 * SECOND,
             faults,
-            pace: rng.magnitude(150 * MILLISECOND, 5 * SECOND),
+            pace: rng.magnitude(150, 5000) * MILLISECOND,
             events_max: u64::MAX,
         }
     }

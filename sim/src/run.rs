@@ -213,6 +213,8 @@ fn candidates(plan: &Plan, violation: &Violation) -> Vec<Plan> {
     let mut with = |change: &dyn Fn(&mut Plan)| {
         let mut next = plan.clone();
         change(&mut next);
+        // As the command prints it.
+        next.chaos = next.chaos.next_multiple_of(MILLISECOND);
         if next != *plan {
             all.push(next);
         }

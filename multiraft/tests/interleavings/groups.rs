@@ -121,8 +121,13 @@ fn messages_meet_beginnings_and_ends() {
                 let handle = handle.clone();
                 thread::spawn(move || {
                     let wanted = descriptor(group, &[STORE, OTHER]);
-                    // A vote that came first has made it, or is making it.
-                    let _ = ask(|respond| handle.create_group(wanted, respond)).wait();
+                    let created = ask(|respond| handle.create_group(wanted, respond));
+                    let there = ask(|respond| handle.describe(GroupId(group), respond)).wait();
+                    // One that a vote has made waits for its first state, and with it whoever
+                    // wants the group.
+                    if !there.is_ok_and(|status| status.descriptor.members.is_empty()) {
+                        created.wait().expect("nothing is in its way");
+                    }
                     if group % 2 == 0 {
                         return;
                     }

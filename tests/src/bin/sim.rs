@@ -133,32 +133,25 @@ impl Change {
     }
 }
 
-/// The arguments that make this plan again.
+/// The arguments that make this plan again, also when plans are drawn otherwise some day.
 fn arguments(plan: &Plan) -> String {
-    let drawn = Plan::drawn(plan.seed);
-    let mut text = format!("--seed {}", plan.seed);
-    if plan.faults != drawn.faults {
-        let names: Vec<&str> = plan.faults.iter().map(|fault| fault.name()).collect();
-        let names = if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join(",")
-        };
-        text += &format!(" --faults {names}");
-    }
-    let mut field = |name: &str, value: u64, before: u64, unit: u64| {
-        if value != before {
-            text += &format!(" --{name} {}", value.div_ceil(unit));
-        }
+    let names: Vec<&str> = plan.faults.iter().map(|fault| fault.name()).collect();
+    let names = match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.join(","),
     };
-    field("stores", plan.stores, drawn.stores, 1);
-    field("groups", plan.groups, drawn.groups, 1);
-    field("members", plan.members, drawn.members, 1);
-    field("clients", plan.clients, drawn.clients, 1);
-    field("think", plan.think, drawn.think, time::MILLISECOND);
-    field("chaos", plan.chaos, drawn.chaos, time::MILLISECOND);
-    field("pace", plan.pace, drawn.pace, time::MILLISECOND);
-    text
+    format!(
+        "--seed {} --stores {} --groups {} --members {} --clients {} --think {} --chaos {} --pace {} \
+         --faults {names}",
+        plan.seed,
+        plan.stores,
+        plan.groups,
+        plan.members,
+        plan.clients,
+        plan.think.div_ceil(time::MILLISECOND),
+        plan.chaos.div_ceil(time::MILLISECOND),
+        plan.pace.div_ceil(time::MILLISECOND),
+    )
 }
 
 fn main() -> ExitCode {
