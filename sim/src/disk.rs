@@ -8,16 +8,15 @@
 //! Invariant: `certain` is what every crash would keep; `now` is what readers see; `pending` are the writes
 //! between them, in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use polyraft_store::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
+use polyraft_store::Tables;
+use polyraft_store::disk::{Batch, Cf, Disk, DiskError, Durability, Pair, View};
 
 use crate::rng::Rng;
-
-type Tables = BTreeMap<Cf, BTreeMap<Bytes, Bytes>>;
 
 /// See the module. Clones are the same disk.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +50,6 @@ struct Inner {
     sync_due: Option<u64>,
     fault: Option<DiskFault>,
     broken: bool,
-    /// Writes with a sync since the start.
-    syncs: u64,
     /// Grows with each crash: who has the disk from before writes nothing any more.
     start: u64,
     /// So many more writes reach the disk before the process is killed.
@@ -204,7 +201,7 @@ impl SimDisk {
     pub fn flip_bit(&self, cf: Cf, rng: &mut Rng) -> Option<Bytes> {
         let mut inner = self.inner.lock();
         inner.settle_all();
-        let table = inner.certain.get_mut(&cf)?;
+        let table = inner.certain.table_mut(cf);
         let at = usize::try_from(rng.below(table.len() as u64)).ok()?;
         let (key, value) = table.iter_mut().nth(at)?;
         let mut bytes = value.to_vec();
@@ -219,13 +216,7 @@ impl SimDisk {
     /// Everything that is readable in a column family now.
     #[must_use]
     pub fn contents(&self, cf: Cf) -> Vec<Pair> {
-        scan(&self.inner.lock().now, cf, b"", None, usize::MAX)
-    }
-
-    /// Writes with a sync since the disk was made.
-    #[must_use]
-    pub fn syncs(&self) -> u64 {
-        self.inner.lock().syncs
+        Tables::scan(&self.inner.lock().now, cf, b"", None, usize::MAX)
     }
 }
 
@@ -286,39 +277,8 @@ impl Pending {
 
 fn apply(tables: &mut Tables, batch: &Batch) {
     for (cf, change) in batch {
-        let table = tables.entry(*cf).or_default();
-        match change {
-            Change::Put(key, value) => {
-                table.insert(key.clone(), value.clone());
-            }
-            Change::Delete(key) => {
-                table.remove(key);
-            }
-            Change::DeleteRange(start, end) => {
-                while let Some((key, _)) = table.range(start.clone()..end.clone()).next() {
-                    let key = key.clone();
-                    table.remove(&key);
-                }
-            }
-        }
+        tables.apply(*cf, change);
     }
-}
-
-fn scan(tables: &Tables, cf: Cf, start: &[u8], end: Option<&[u8]>, limit: usize) -> Vec<Pair> {
-    let Some(table) = tables.get(&cf) else {
-        return Vec::new();
-    };
-    let start = Bytes::copy_from_slice(start);
-    table
-        .range(start..)
-        .take_while(|(key, _)| end.is_none_or(|end| key < &end))
-        .take(limit)
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
-}
-
-fn get(tables: &Tables, cf: Cf, key: &[u8]) -> Option<Bytes> {
-    tables.get(&cf).and_then(|table| table.get(key)).cloned()
 }
 
 impl Disk for SimDisk {
@@ -338,7 +298,6 @@ impl Disk for SimDisk {
         }
         inner.push(batch, durability == Durability::Volatile);
         if durability == Durability::Synced {
-            inner.syncs += 1;
             let upto = inner.written;
             if inner.deferring {
                 inner.sync_due = Some(upto);
@@ -350,7 +309,7 @@ impl Disk for SimDisk {
     }
 
     fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-        Ok(get(&self.inner.lock().now, cf, key))
+        self.inner.lock().now.get(cf, key)
     }
 
     fn scan(
@@ -360,11 +319,11 @@ impl Disk for SimDisk {
         end: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Pair>, DiskError> {
-        Ok(scan(&self.inner.lock().now, cf, start, end, limit))
+        self.inner.lock().now.scan(cf, start, end, limit)
     }
 
     fn view(&self) -> Box<dyn View> {
-        Box::new(SimView(Arc::clone(&self.inner.lock().now)))
+        Box::new(Arc::clone(&self.inner.lock().now))
     }
 
     /// Before a column family is flushed, the write-ahead log is synced up to the last batch that
@@ -398,23 +357,5 @@ impl Inner {
             volatile,
             flushed: false,
         });
-    }
-}
-
-struct SimView(Arc<Tables>);
-
-impl View for SimView {
-    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-        Ok(get(&self.0, cf, key))
-    }
-
-    fn scan(
-        &self,
-        cf: Cf,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Pair>, DiskError> {
-        Ok(scan(&self.0, cf, start, end, limit))
     }
 }

@@ -25,6 +25,7 @@ mod meta;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 mod sync;
+mod tables;
 
 pub use data::sessions::{self, Sessions};
 pub use data::{Application, DataStateMachine, GroupTxn, SharedData};
@@ -35,3 +36,4 @@ pub use memory::{Fault, MemoryDisk};
 pub use meta::{FORMAT, Identity, StoreMeta};
 #[cfg(feature = "rocksdb")]
 pub use rocks::{RocksDisk, RocksOptions, engine_version};
+pub use tables::Tables;

@@ -3,15 +3,13 @@
 //! Every write is kept in order with its durability; a crash replays those that survive. The model is the
 //! contract of [`Disk`], not that of any engine.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
-
-type Tables = HashMap<Cf, BTreeMap<Bytes, Bytes>>;
+use crate::disk::{Batch, Cf, Disk, DiskError, Durability, Pair, View};
+use crate::tables::Tables;
 
 /// See the module. Clones share one disk.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +80,7 @@ impl MemoryDisk {
             };
             for (cf, change) in &pending.batch {
                 if survives || pending.flushed.contains(cf) {
-                    apply(&mut tables, *cf, change);
+                    tables.apply(*cf, change);
                 }
             }
         }
@@ -100,7 +98,7 @@ impl MemoryDisk {
     pub fn flip_bit(&self, cf: Cf, key: &[u8], bit: usize) {
         let mut inner = self.inner.lock();
         let mut tables = Tables::clone(&inner.now);
-        if let Some(value) = tables.get_mut(&cf).and_then(|table| table.get_mut(key)) {
+        if let Some(value) = tables.table_mut(cf).get_mut(key) {
             let mut bytes = value.to_vec();
             let at = bit / 8 % bytes.len();
             bytes[at] ^= 1 << (bit % 8);
@@ -110,44 +108,6 @@ impl MemoryDisk {
         inner.pending.clear();
         inner.now = Arc::new(tables);
     }
-}
-
-fn apply(tables: &mut Tables, cf: Cf, change: &Change) {
-    let table = tables.entry(cf).or_default();
-    match change {
-        Change::Put(key, value) => {
-            table.insert(key.clone(), value.clone());
-        }
-        Change::Delete(key) => {
-            table.remove(key);
-        }
-        Change::DeleteRange(start, end) => {
-            let keys: Vec<Bytes> = table
-                .range(start.clone()..end.clone())
-                .map(|(key, _)| key.clone())
-                .collect();
-            for key in keys {
-                table.remove(&key);
-            }
-        }
-    }
-}
-
-fn scan(tables: &Tables, cf: Cf, start: &[u8], end: Option<&[u8]>, limit: usize) -> Vec<Pair> {
-    let Some(table) = tables.get(&cf) else {
-        return Vec::new();
-    };
-    let start = Bytes::copy_from_slice(start);
-    table
-        .range(start..)
-        .take_while(|(key, _)| end.is_none_or(|end| key < &end))
-        .take(limit)
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
-}
-
-fn get(tables: &Tables, cf: Cf, key: &[u8]) -> Option<Bytes> {
-    tables.get(&cf).and_then(|table| table.get(key)).cloned()
 }
 
 impl Disk for MemoryDisk {
@@ -166,7 +126,7 @@ impl Disk for MemoryDisk {
         }
         let tables = Arc::make_mut(&mut inner.now);
         for (cf, change) in &batch {
-            apply(tables, *cf, change);
+            tables.apply(*cf, change);
         }
         inner.pending.push(Pending {
             batch,
@@ -177,7 +137,7 @@ impl Disk for MemoryDisk {
     }
 
     fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-        Ok(get(&self.inner.lock().now, cf, key))
+        self.inner.lock().now.get(cf, key)
     }
 
     fn scan(
@@ -187,11 +147,11 @@ impl Disk for MemoryDisk {
         end: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Pair>, DiskError> {
-        Ok(scan(&self.inner.lock().now, cf, start, end, limit))
+        self.inner.lock().now.scan(cf, start, end, limit)
     }
 
     fn view(&self) -> Box<dyn View> {
-        Box::new(MemoryView(Arc::clone(&self.inner.lock().now)))
+        Box::new(Arc::clone(&self.inner.lock().now))
     }
 
     fn flush(&self, cf: Cf) -> Result<(), DiskError> {
@@ -206,23 +166,5 @@ impl Disk for MemoryDisk {
             pending.flushed.push(cf);
         }
         Ok(())
-    }
-}
-
-struct MemoryView(Arc<Tables>);
-
-impl View for MemoryView {
-    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-        Ok(get(&self.0, cf, key))
-    }
-
-    fn scan(
-        &self,
-        cf: Cf,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Pair>, DiskError> {
-        Ok(scan(&self.0, cf, start, end, limit))
     }
 }

@@ -238,7 +238,8 @@ impl<'a, S: Specification> Search<'a, S> {
             return Cursor::Reader(from + 1);
         };
         let Lagging { input, output, .. } = &self.lagging[read];
-        if self.step_of(input, Some(output), state) != Some(state) {
+        // The state stays, also if the specification writes it in another way after a read.
+        if self.step_of(input, Some(output), state).is_none() {
             return Cursor::Reader(from + 1);
         }
         self.readers[from].done += 1;

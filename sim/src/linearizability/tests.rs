@@ -515,3 +515,38 @@ fn a_copy_may_lag_but_not_be_ahead() {
         Verdict::Violation(_)
     ));
 }
+
+/// A specification of a read may write out a state that was only implied; the state is still the same.
+#[test]
+fn a_read_may_write_its_state_in_another_way() {
+    struct FromZero;
+    impl Specification for FromZero {
+        type State = Option<u64>;
+        type Input = ();
+        type Output = u64;
+
+        fn initial(&self) -> Option<u64> {
+            None
+        }
+
+        fn step(&self, state: &Option<u64>, (): &(), output: Option<&u64>) -> Option<Option<u64>> {
+            let value = state.unwrap_or(0);
+            output
+                .is_none_or(|output| *output == value)
+                .then_some(Some(value))
+        }
+
+        fn is_read(&self, (): &(), _: &u64) -> bool {
+            true
+        }
+    }
+    let lagging = |output| Lagging {
+        reader: 0,
+        input: (),
+        output,
+        at: 5,
+    };
+    let verdict = |output| check(&FromZero, &[], &[lagging(output)], &Limits::default());
+    assert_eq!(verdict(0), Verdict::Linearizable);
+    assert!(matches!(verdict(1), Verdict::Violation(_)));
+}
