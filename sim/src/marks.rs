@@ -50,6 +50,8 @@ pub const ALL: &[&str] = &[
     "world: damage refused at start",
     "world: group destroyed",
     "world: joint left by hand",
+    "world: leader pressed for answers",
+    "world: leader restarted after it was cut off",
     "world: lost store replaced",
     "world: membership ambiguous",
     "world: membership changed",

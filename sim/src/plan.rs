@@ -32,7 +32,8 @@ pub enum Fault {
     Partition,
     /// The same, one way only.
     OneWay,
-    /// A store that leads is cut off for about as long as it takes to lead no more.
+    /// A store that leads is cut off for about as long as it takes to lead no more; clients may press it for
+    /// answers meanwhile, and it may be restarted afterwards.
     Isolate,
     /// Lanes hold few messages.
     Narrow,

@@ -3,6 +3,7 @@
 mod agreement;
 mod books;
 mod budgets;
+mod commit_confirmed;
 mod commit_rule;
 mod committed_stays;
 mod configurations;
@@ -59,6 +60,7 @@ fn properties(limits: budgets::LimitsOf) -> Vec<Box<dyn Property>> {
         Box::<committed_stays::CommittedStays>::default(),
         Box::<durable_quorum::DurableQuorum>::default(),
         Box::<commit_rule::CommitRule>::default(),
+        Box::<commit_confirmed::CommitConfirmed>::default(),
         Box::<one_change::OneChange>::default(),
         Box::<monotone::Monotone>::default(),
         Box::<truncation::Truncation>::default(),
@@ -138,6 +140,8 @@ impl Checker for Panel {
 mod tests {
     use std::collections::BTreeSet;
 
+    use polyraft_core::{Index, Payload};
+
     use super::testing::{
         Scene, acknowledge, append, caught, entry, grant, hard_section, state, truncate_section,
         turn,
@@ -153,6 +157,13 @@ mod tests {
         assert!(names.iter().all(fits), "{names:?}");
     }
 
+    fn beat(commit: u64) -> Payload {
+        Payload::Heartbeat {
+            commit: Index(commit),
+            read: 0,
+        }
+    }
+
     /// Two leaders, a crash, a snapshot and a truncation, as they should be.
     #[test]
     fn nobody_minds_a_good_run() {
@@ -161,6 +172,7 @@ mod tests {
         let entries = [entry(2, 3, ""), entry(2, 4, "a"), entry(2, 5, "b")];
         scene.replicate(1, &[2], (1, 2), &entries);
         scene.apply(1, turn(&entries)).unwrap();
+        scene.deliver(1, 2, 2, beat(4)).unwrap();
         scene.apply(2, turn(&entries[..2])).unwrap();
         scene.durable(2, hard_section(3, 2, 5));
         scene.durable(3, hard_section(3, 2, 2));
@@ -174,6 +186,7 @@ mod tests {
         scene.durable(3, reset);
         scene.send(3, 2, 3, acknowledge(4)).unwrap();
         scene.replicate(2, &[3], (2, 4), &[entry(2, 5, "b"), entry(3, 6, "")]);
+        scene.deliver(2, 3, 3, beat(6)).unwrap();
         scene
             .apply(3, turn(&[entry(2, 5, "b"), entry(3, 6, "")]))
             .unwrap();

@@ -288,6 +288,21 @@ impl Scene {
         self.post(from, to, Body::Raft(message))
     }
 
+    pub(super) fn deliver(&mut self, from: u64, to: u64, term: u64, payload: Payload) -> Seen {
+        let body = Body::Raft(Message {
+            from: ReplicaId(from),
+            to: ReplicaId(to),
+            term: Term(term),
+            payload,
+        });
+        let message = GroupMessage { group: GROUP, body };
+        self.see(&Observation::Delivered {
+            from: StoreId(from),
+            to: StoreId(to),
+            message: &message,
+        })
+    }
+
     pub(super) fn post(&mut self, from: u64, to: u64, body: Body) -> Seen {
         let message = GroupMessage { group: GROUP, body };
         self.see(&Observation::Sent {

@@ -108,7 +108,7 @@ impl World {
                     if now.saturating_sub(doing.since) > client.patience {
                         return self.give_up(at, doing);
                     }
-                    self.attempt(at, doing);
+                    self.attempt(at, doing, 0);
                 }
                 Waiting::Answer(_) => {
                     sometimes!(true, "world: client heard nothing");
@@ -138,7 +138,7 @@ impl World {
             }
             _ => Vec::new(),
         };
-        let (client, now) = (&mut self.clients.each[at], self.queue.now());
+        let client = &mut self.clients.each[at];
         let choice = if unserved.is_empty() {
             &live
         } else {
@@ -148,6 +148,27 @@ impl World {
             client.token += 1;
             return self.queue.push(SECOND, Event::Client(at, client.token));
         };
+        self.invoke_on(at, group, 0);
+    }
+
+    /// Clients that have nothing to do ask this leader all at once, and do not wait for answers before
+    /// they ask again: of what may be repeated it gets so many copies.
+    pub(super) fn press(&mut self, group: GroupId, leader: StoreId, copies: u64) {
+        if self.clients.closed {
+            return;
+        }
+        for at in 0..self.clients.len() {
+            let client = &mut self.clients.each[at];
+            if client.doing.is_none() {
+                client.leaders.insert(group, leader);
+                self.invoke_on(at, group, copies);
+            }
+        }
+    }
+
+    /// A new operation on a group; see [`Self::press`] for `copies`.
+    fn invoke_on(&mut self, at: usize, group: GroupId, copies: u64) {
+        let (client, now) = (&mut self.clients.each[at], self.queue.now());
         client.number += 1;
         let (name, memory) = (at as u64 + 1, client.memories.get(&group));
         let memory = memory.cloned().unwrap_or_default();
@@ -166,11 +187,11 @@ impl World {
             waiting: Waiting::Pause,
             at: StoreId(0),
         };
-        self.attempt(at, doing);
+        self.attempt(at, doing, copies);
     }
 
-    /// Asks the store that it takes for the leader's.
-    fn attempt(&mut self, at: usize, mut doing: Doing) {
+    /// Asks the store that it takes for the leader's; so many times more if it may.
+    fn attempt(&mut self, at: usize, mut doing: Doing, copies: u64) {
         let group = doing.group;
         let members: Vec<StoreId> = self.stores.keys().copied().collect();
         let client = &mut self.clients.each[at];
@@ -194,12 +215,19 @@ impl World {
             ));
         }
         match &doing.operation.request {
-            Request::Command { data, .. } => {
-                let respond = Responder::new(
-                    || Err(Reject::Ambiguous),
-                    move |result| answers.lock().push(Answer::Command(at, token, result)),
-                );
-                handle.propose(group, data.clone(), respond);
+            Request::Command { data, repeatable } => {
+                let copies = if *repeatable { copies } else { 0 };
+                // Whatever the first answer says, it says it of one of them only.
+                doing.in_doubt |= copies > 0;
+                sometimes!(copies > 0, "world: leader pressed for answers");
+                for _ in 0..=copies {
+                    let answers = Arc::clone(&answers);
+                    let respond = Responder::new(
+                        || Err(Reject::Ambiguous),
+                        move |result| answers.lock().push(Answer::Command(at, token, result)),
+                    );
+                    handle.propose(group, data.clone(), respond);
+                }
             }
             Request::Query(_) => {
                 let respond = Responder::new(

@@ -32,6 +32,8 @@ pub(super) enum Relief {
     Apply(StoreId),
     /// A store whose disk lies is taken away.
     Lose(StoreId),
+    /// Whoever looks after a process that nobody heard of starts it again.
+    Restart(StoreId),
 }
 
 impl Nemesis {
@@ -209,20 +211,37 @@ impl World {
         }
     }
 
-    /// A leader that nobody hears goes on for a while: what it appends meanwhile must not survive.
+    /// A leader that nobody hears goes on for a while: what it appends meanwhile must not survive. That
+    /// may be much, if clients press it for answers; where processes die, it may be restarted afterwards.
     fn isolate_leader(&mut self) {
         let (live, stores) = (self.live(), self.present());
         let group = self.nemesis.rng.pick(&live).copied();
-        let Some(leader) = group.and_then(|group| self.leader(group)) else {
+        let Some((group, leader)) = group.and_then(|group| Some((group, self.leader(group)?)))
+        else {
             return;
         };
         let config = &self.stores[&leader].config;
         let tick = u64::try_from(config.tick.as_nanos()).unwrap_or(SECOND);
         let timeout = tick * u64::from(config.election_ticks);
-        let lasts = self.nemesis.rng.between(timeout, timeout * 4);
+        // Not in all worlds: where all clients press, few are left to write or read elsewhere meanwhile.
+        let hard = self.plan.has(Fault::Crash);
+        let longest = if hard { timeout * 8 } else { timeout * 4 };
+        let lasts = self.nemesis.rng.between(timeout, longest);
         for other in stores.into_iter().filter(|store| *store != leader) {
             self.cut(leader, other, lasts);
             self.cut(other, leader, lasts);
+        }
+        if hard {
+            let rng = &mut self.nemesis.rng;
+            let (copies, later) = (rng.between(8, 60), rng.magnitude(timeout / 8, timeout * 8));
+            let (pressed, restarted) = (rng.percent(80), rng.percent(70));
+            if pressed {
+                self.press(group, leader, copies);
+            }
+            if restarted {
+                let restart = Event::Relief(Relief::Restart(leader));
+                self.queue.push(lasts + later, restart);
+            }
         }
     }
 
@@ -361,6 +380,13 @@ impl World {
             Relief::Lose(store) => {
                 if self.nemesis.is_suspect(store) {
                     self.lose(store);
+                }
+            }
+            Relief::Restart(store) => {
+                if self.phase == Phase::Chaos {
+                    sometimes!(true, "world: leader restarted after it was cut off");
+                    self.crash(store, CrashKind::Process);
+                    self.start_later(store);
                 }
             }
         }
