@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use polyraft_core::ReplicaId;
 use polyraft_multiraft::env::{ApplyItem, GroupMessage, LogBatch, Recovered};
 use polyraft_multiraft::{
     AppliedState, GroupDescriptor, GroupId, HostStats, ReplicaSummary, StoreId,
@@ -114,6 +115,28 @@ pub enum Observation<'a> {
         replicas: &'a [ReplicaSummary],
         /// Numbers.
         stats: &'a HostStats,
+    },
+    /// A client asks a store for leave to read.
+    ReadAsked {
+        /// Which store.
+        store: StoreId,
+        /// Who.
+        client: u64,
+        /// Tells what this client asks from what it asked before.
+        token: u64,
+    },
+    /// It hears that it may.
+    ReadPermitted {
+        /// By which store.
+        store: StoreId,
+        /// To read which group.
+        group: GroupId,
+        /// Whose replica there is this.
+        replica: ReplicaId,
+        /// Who.
+        client: u64,
+        /// As when it asked.
+        token: u64,
     },
     /// A host is gone, in the middle of everything.
     Crashed {

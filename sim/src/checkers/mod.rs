@@ -17,6 +17,7 @@ mod nothing_left_behind;
 mod one_change;
 mod promises;
 mod ranges_disjoint;
+mod read_rounds;
 mod recovery;
 mod replica_identity;
 #[cfg(test)]
@@ -61,6 +62,7 @@ fn properties(limits: budgets::LimitsOf) -> Vec<Box<dyn Property>> {
         Box::<durable_quorum::DurableQuorum>::default(),
         Box::<commit_rule::CommitRule>::default(),
         Box::<commit_confirmed::CommitConfirmed>::default(),
+        Box::<read_rounds::ReadRounds>::default(),
         Box::<one_change::OneChange>::default(),
         Box::<monotone::Monotone>::default(),
         Box::<truncation::Truncation>::default(),

@@ -13,6 +13,7 @@ use polyraft_multiraft::{GroupId, ReadPermit, Reject, Responder, StoreId};
 
 use super::{Answer, Event, Phase, World};
 use crate::history::{Outcome, Ticket};
+use crate::observe::Observation;
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::sometimes;
@@ -230,6 +231,11 @@ impl World {
                 }
             }
             Request::Query(_) => {
+                self.observer.see(&Observation::ReadAsked {
+                    store,
+                    client: at as u64,
+                    token,
+                });
                 let respond = Responder::new(
                     || Err(Reject::Ambiguous),
                     move |result| answers.lock().push(Answer::Permit(at, token, result)),
@@ -290,6 +296,15 @@ impl World {
                 let Waiting::Answer(incarnation) = doing.waiting else {
                     return;
                 };
+                if let Some(replica) = permit.descriptor.replica_on(doing.at) {
+                    self.observer.see(&Observation::ReadPermitted {
+                        store: doing.at,
+                        group: doing.group,
+                        replica,
+                        client: at as u64,
+                        token,
+                    });
+                }
                 doing.waiting = Waiting::Reading(incarnation, Box::new(permit));
                 client.doing = Some(doing);
                 client.token += 1;

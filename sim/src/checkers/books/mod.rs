@@ -226,6 +226,8 @@ impl Books {
             | Observation::Founded { .. }
             | Observation::Delivered { .. }
             | Observation::Published { .. }
+            | Observation::ReadAsked { .. }
+            | Observation::ReadPermitted { .. }
             | Observation::Group { .. } => Ok(()),
         }
     }

@@ -31,7 +31,7 @@ struct Args {
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     first: u64,
     /// Worlds in which a bug must be caught.
-    #[arg(long, default_value_t = 400, value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_name = "N")]
     seeds: u64,
     /// Bugs at once; by default one per core.
     #[arg(long, value_name = "N")]
