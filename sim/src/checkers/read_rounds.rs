@@ -1,8 +1,8 @@
 //! A leader lets a read begin only when a quorum has answered a heartbeat that left after the read was
 //! asked for (thesis, section 6.4): whoever answered an earlier one may have followed somebody else since.
 //!
-//! The heartbeats that count are told by the number of the newest read in them, which a leader gives out once:
-//! an answer to a number is one to the first heartbeat with it, or to a later one.
+//! The heartbeats that count are told by the number of the newest read in them, which a leader gives
+//! out once: an answer to a number is one to the first heartbeat with it, or to a later one.
 
 use std::collections::{BTreeMap, HashMap};
 
