@@ -109,7 +109,17 @@ fn a_leader_that_is_cut_off_serves_no_reads() {
 
 #[test]
 fn idle_groups_sleep_and_wake() {
-    let mut cluster = Cluster::new(4, 3, |config| config.sleep_after_ticks = 10);
+    sleep_and_wake(10);
+}
+
+/// The leader's last heartbeat is the first that tells of its last commit.
+#[test]
+fn groups_sleep_that_hear_at_once_that_they_may() {
+    sleep_and_wake(1);
+}
+
+fn sleep_and_wake(sleep_after_ticks: u32) {
+    let mut cluster = Cluster::new(4, 3, |config| config.sleep_after_ticks = sleep_after_ticks);
     for group in 1..=20 {
         cluster.create(group, &[1, 2, 3]);
     }

@@ -85,7 +85,11 @@ impl World {
 
     /// What members of a group lack.
     fn disagreement(&self, group: GroupId) -> Option<String> {
-        let leader = self.leader(group);
+        let leaders = self.leaders(group);
+        if leaders.len() > 1 {
+            return Some(format!("group {group} has leaders on stores {leaders:?}"));
+        }
+        let leader = leaders.first().copied();
         let descriptor = leader.and_then(|store| self.stores[&store].handle()?.descriptor(group));
         let (Some(leader), Some(descriptor)) = (leader, descriptor) else {
             return Some(format!(

@@ -566,15 +566,19 @@ impl World {
 
     /// The store that leads a group in the highest term, as far as any store that runs says.
     fn leader(&self, group: GroupId) -> Option<StoreId> {
-        let mut best = None;
-        for (store, handle) in self.running() {
-            if let Some(summary) = handle.summary(group)
-                && summary.basic.soft_state.role == RoleName::Leader
-            {
-                best = best.max(Some((summary.basic.hard_state.term, store)));
-            }
-        }
-        best.map(|(_, store)| store)
+        self.leaders(group).pop()
+    }
+
+    /// The stores that say that they lead a group, ascending by term.
+    fn leaders(&self, group: GroupId) -> Vec<StoreId> {
+        let led = self.running().filter_map(|(store, handle)| {
+            let summary = handle.summary(group)?;
+            let leads = summary.basic.soft_state.role == RoleName::Leader;
+            leads.then_some((summary.basic.hard_state.term, store))
+        });
+        let mut led: Vec<_> = led.collect();
+        led.sort_unstable();
+        led.into_iter().map(|(_, store)| store).collect()
     }
 
     /// What happened becomes a part of the trace's hash.
