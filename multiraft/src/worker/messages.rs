@@ -123,10 +123,10 @@ impl Worker {
                 tracing::warn!(%group, %from, %error, "message refused");
             }
         }
-        // A follower that has everything and knows that it is committed may sleep with its leader, also if
-        // it hears so only now: it is applied in its sleep. A sleeping leader need not wake for the answers to
-        // its last heartbeat. Everything else is work. The leader's store may be gone by now: news of that
-        // overtake messages, and nobody would bring them again.
+        // A follower that has everything and knows that it is committed may sleep with its leader, also
+        // if it hears so only now: it is applied in its sleep. A sleeping leader need not wake for the
+        // answers to its last heartbeat. Everything else is work. The leader's store may be gone by now:
+        // news of that overtake messages, and nobody would bring them again.
         let caught_up = sleep
             && self.up.contains(&from)
             && heartbeat == Some(replica.node.last_index())
