@@ -200,6 +200,7 @@ impl Applier {
             state,
             membership_changed: false,
             replies: Vec::new(),
+            range_change: None,
         };
         let rest = Rest {
             worker,

@@ -79,6 +79,14 @@ impl StateMachine for WatchedMachine {
         Ok(states)
     }
 
+    fn merged(&self) -> Result<Vec<GroupId>, StateMachineError> {
+        self.machine.merged()
+    }
+
+    fn forget(&self, group: GroupId) -> Result<(), StateMachineError> {
+        self.machine.forget(group)
+    }
+
     fn create(&self, state: &AppliedState) -> Result<(), StateMachineError> {
         self.machine.create(state)?;
         let store = self.store;

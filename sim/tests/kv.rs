@@ -64,6 +64,7 @@ impl One {
             state: self.state(last),
             membership_changed: false,
             replies: Vec::new(),
+            range_change: None,
         }];
         self.machine.apply(&mut items).unwrap();
         self.index = last;

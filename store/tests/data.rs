@@ -77,6 +77,7 @@ fn item(descriptor: &GroupDescriptor, index: u64, commands: &[&str]) -> ApplyIte
         state: state(descriptor, index + commands.len() as u64),
         membership_changed: false,
         replies: Vec::new(),
+        range_change: None,
     }
 }
 

@@ -354,6 +354,7 @@ fn machine() -> (MemoryDisk, DataStateMachine<Echo, MemoryDisk>) {
             state: state(descriptor(group, range), 6),
             membership_changed: false,
             replies: Vec::new(),
+            range_change: None,
         }];
         machine.apply(&mut items).expect("there is room");
     }

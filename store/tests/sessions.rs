@@ -88,6 +88,7 @@ impl<const MAX: u64> Group<MAX> {
             state: state(last),
             membership_changed: false,
             replies: Vec::new(),
+            range_change: None,
         }];
         self.machine.apply(&mut items)?;
         self.index = last;

@@ -18,8 +18,8 @@ pub use log_engine::{
     Lifecycle, LogBatch, LogEngine, LogError, LogSection, LogStats, Recovered, RecoveredGroup,
 };
 pub use state_machine::{
-    ApplyItem, Command, SnapshotSink, SnapshotSource, StagedSnapshot, StateMachine,
-    StateMachineError,
+    ApplyItem, Command, RangeChange, SnapshotSink, SnapshotSource, SplitRight, StagedSnapshot,
+    StateMachine, StateMachineError,
 };
 pub use transport::{
     Body, GroupMessage, Inbound, Lane, Lost, SnapshotHeader, SnapshotReceiver, SnapshotRefusal,

@@ -37,8 +37,39 @@ pub struct ApplyItem {
     /// Whether `state.conf_state` or `state.descriptor` differ from what was stored before; if
     /// not, only `state.last` needs writing.
     pub membership_changed: bool,
+    /// What happens to the group's range after the commands, in the same batch. `state` is the
+    /// group's state after it; commands still see the range from before.
+    pub range_change: Option<RangeChange>,
     /// To be filled: one reply per command.
     pub replies: Vec<Bytes>,
+}
+
+/// What can happen to the data of a group when its range changes. See [`ApplyItem::range_change`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RangeChange {
+    /// The keys behind the end of the group's new range belong to new groups from now on. Each gets
+    /// what else belongs to the data of a group (sessions, what the application keeps) from this one.
+    Split {
+        /// The new groups, in the order of their ranges, which lie right behind each other.
+        rights: Vec<SplitRight>,
+    },
+    /// The keys of the group's right neighbour belong to this group from now on, and so does what else
+    /// its data contains; nothing of it remains under the neighbour's number but a marker, which
+    /// [`StateMachine::recover`] reports until [`StateMachine::forget`].
+    Merge {
+        /// The neighbour's state on this store when it stopped: everything up to its freeze is applied.
+        right: AppliedState,
+    },
+}
+
+/// One of the new groups of a split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitRight {
+    /// Its first state.
+    pub state: AppliedState,
+    /// Whether it is to live on this store. If not (its replica here was removed, or replaced, before
+    /// this store got to the split), its keys are removed and nothing is written under its number.
+    pub keep: bool,
 }
 
 /// What can go wrong, by who must act.
@@ -86,12 +117,20 @@ pub struct StagedSnapshot {
     pub state: AppliedState,
     /// Its size.
     pub bytes: u64,
+    /// Groups whose keys it contains, because they were merged into its own: their data here goes
+    /// when it is installed, in the same step, as in [`RangeChange::Merge`].
+    pub subsumes: Vec<GroupDescriptor>,
 }
 
 /// The data of all groups of one store. See the module's contract.
 pub trait StateMachine: Send + Sync + 'static {
     /// What every group has durably applied. Called once at the start.
     fn recover(&self) -> Result<Vec<AppliedState>, StateMachineError>;
+    /// Groups of this store that were merged into another one and not forgotten since: their data is
+    /// that of the other group now. Called once at the start.
+    fn merged(&self) -> Result<Vec<GroupId>, StateMachineError>;
+    /// The host knows durably that a group was merged into another one. Need not be durable.
+    fn forget(&self, group: GroupId) -> Result<(), StateMachineError>;
     /// A new group with no data yet.
     fn create(&self, state: &AppliedState) -> Result<(), StateMachineError>;
     /// Applies one turn's commands of many groups as one write; fills the replies.

@@ -181,6 +181,14 @@ impl StateMachine for DataDisk {
         Ok(inner.now.values().map(|data| data.state.clone()).collect())
     }
 
+    fn merged(&self) -> Result<Vec<GroupId>, StateMachineError> {
+        Ok(Vec::new())
+    }
+
+    fn forget(&self, _group: GroupId) -> Result<(), StateMachineError> {
+        Ok(())
+    }
+
     fn create(&self, state: &AppliedState) -> Result<(), StateMachineError> {
         let mut inner = self.lock();
         inner.check_room()?;
@@ -313,6 +321,7 @@ impl SnapshotSink for Sink {
             token,
             state,
             bytes,
+            subsumes: Vec::new(),
         })
     }
 }

@@ -250,6 +250,14 @@ impl StateMachine for Machine {
         self.disk.recover()
     }
 
+    fn merged(&self) -> Result<Vec<GroupId>, StateMachineError> {
+        self.disk.merged()
+    }
+
+    fn forget(&self, group: GroupId) -> Result<(), StateMachineError> {
+        self.disk.forget(group)
+    }
+
     fn create(&self, state: &AppliedState) -> Result<(), StateMachineError> {
         self.check()?;
         let created = self.disk.create(state);

@@ -87,6 +87,7 @@ mod tests {
             },
             membership_changed: false,
             replies: Vec::new(),
+            range_change: None,
         }];
         machine.apply(&mut items).unwrap();
         let replies = items[0].replies.iter();

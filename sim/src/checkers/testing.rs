@@ -145,6 +145,7 @@ pub(super) fn turn(entries: &[Entry]) -> ApplyItem {
         state: state(last.term.0, last.index.0),
         membership_changed: false,
         replies: Vec::new(),
+        range_change: None,
     }
 }
 

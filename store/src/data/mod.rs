@@ -275,6 +275,14 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
         Ok(states)
     }
 
+    fn merged(&self) -> Result<Vec<GroupId>, StateMachineError> {
+        Ok(Vec::new())
+    }
+
+    fn forget(&self, _group: GroupId) -> Result<(), StateMachineError> {
+        Ok(())
+    }
+
     fn create(&self, state: &AppliedState) -> Result<(), StateMachineError> {
         let mut batch = Batch::new();
         Self::clear(&state.descriptor, &mut batch);

@@ -184,6 +184,7 @@ impl<D: Disk> SnapshotSink for Sink<D> {
             token,
             state,
             bytes,
+            subsumes: Vec::new(),
         })
     }
 }

@@ -93,6 +93,7 @@ fn item<S: DataSubject>(s: &S, group: u64, after: u64, puts: &[(&str, &str)]) ->
         state: state(group, after + puts.len() as u64),
         membership_changed: false,
         replies: Vec::new(),
+        range_change: None,
     }
 }
 
