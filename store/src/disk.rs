@@ -122,6 +122,18 @@ pub trait View: Send {
         end: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Pair>, DiskError>;
+    /// The last pairs of `[start, end)`, at most `limit` of them, the last one first; no `end`: from
+    /// the very last.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    fn scan_reverse(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError>;
 }
 
 /// See the module's contract.
@@ -141,6 +153,17 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// See [`DiskError`].
     fn scan(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError>;
+    /// As [`View::scan_reverse`], of what is there now.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    fn scan_reverse(
         &self,
         cf: Cf,
         start: &[u8],

@@ -150,6 +150,16 @@ impl Disk for MemoryDisk {
         self.inner.lock().now.scan(cf, start, end, limit)
     }
 
+    fn scan_reverse(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        self.inner.lock().now.scan_reverse(cf, start, end, limit)
+    }
+
     fn view(&self) -> Box<dyn View> {
         Box::new(Arc::clone(&self.inner.lock().now))
     }

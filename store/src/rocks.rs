@@ -77,10 +77,13 @@ impl RocksDisk {
     }
 
     fn family(&self, cf: Cf) -> Result<Arc<BoundColumnFamily<'_>>, DiskError> {
-        self.db
-            .cf_handle(cf.name())
-            .ok_or_else(|| DiskError::Fatal(format!("no column family {}", cf.name())))
+        family(&self.db, cf)
     }
+}
+
+fn family(db: &DB, cf: Cf) -> Result<Arc<BoundColumnFamily<'_>>, DiskError> {
+    db.cf_handle(cf.name())
+        .ok_or_else(|| DiskError::Fatal(format!("no column family {}", cf.name())))
 }
 
 impl Drop for RocksDisk {
@@ -173,6 +176,16 @@ fn bounds(end: Option<&[u8]>) -> ReadOptions {
     read
 }
 
+/// The bounds for a way back from the end; none: there is nothing between them.
+fn bounds_reverse(start: &[u8], end: Option<&[u8]>) -> Option<ReadOptions> {
+    if end.is_some_and(|end| end <= start) {
+        return None;
+    }
+    let mut read = bounds(end);
+    read.set_iterate_lower_bound(start.to_vec());
+    Some(read)
+}
+
 impl Disk for RocksDisk {
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
         let mut out = WriteBatch::default();
@@ -218,6 +231,21 @@ impl Disk for RocksDisk {
         )
     }
 
+    fn scan_reverse(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        let Some(read) = bounds_reverse(start, end) else {
+            return Ok(Vec::new());
+        };
+        let family = self.family(cf)?;
+        let iterator = self.db.iterator_cf_opt(&family, read, IteratorMode::End);
+        pairs(iterator, limit)
+    }
+
     fn view(&self) -> Box<dyn View> {
         Box::new(RocksView::new(Arc::clone(&self.db)))
     }
@@ -241,7 +269,7 @@ mod snapshot {
     use bytes::Bytes;
     use rocksdb::{DB, Direction, IteratorMode, Snapshot};
 
-    use super::{bounds, pairs, translate};
+    use super::{bounds, bounds_reverse, family, pairs, translate};
     use crate::disk::{Cf, DiskError, Pair, View};
 
     pub(super) struct RocksView {
@@ -272,9 +300,7 @@ mod snapshot {
 
     impl View for RocksView {
         fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
-            let Some(family) = self.db.cf_handle(cf.name()) else {
-                return Err(DiskError::Fatal(format!("no column family {}", cf.name())));
-            };
+            let family = family(&self.db, cf)?;
             let value = self
                 .snapshot
                 .get_cf(&family, key)
@@ -289,14 +315,29 @@ mod snapshot {
             end: Option<&[u8]>,
             limit: usize,
         ) -> Result<Vec<Pair>, DiskError> {
-            let Some(family) = self.db.cf_handle(cf.name()) else {
-                return Err(DiskError::Fatal(format!("no column family {}", cf.name())));
-            };
+            let family = family(&self.db, cf)?;
             let mode = IteratorMode::From(start, Direction::Forward);
             pairs(
                 self.snapshot.iterator_cf_opt(&family, bounds(end), mode),
                 limit,
             )
+        }
+
+        fn scan_reverse(
+            &self,
+            cf: Cf,
+            start: &[u8],
+            end: Option<&[u8]>,
+            limit: usize,
+        ) -> Result<Vec<Pair>, DiskError> {
+            let Some(read) = bounds_reverse(start, end) else {
+                return Ok(Vec::new());
+            };
+            let family = family(&self.db, cf)?;
+            let iterator = self
+                .snapshot
+                .iterator_cf_opt(&family, read, IteratorMode::End);
+            pairs(iterator, limit)
         }
     }
 }

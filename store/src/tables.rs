@@ -2,6 +2,7 @@
 //! survives what.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -57,6 +58,29 @@ impl Tables {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect()
     }
+
+    /// The last pairs of `[start, end)`, at most `limit` of them, the last one first; no `end`: from the
+    /// very last.
+    #[must_use]
+    pub fn scan_reverse(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Vec<Pair> {
+        let Some(table) = self.0.get(&cf) else {
+            return Vec::new();
+        };
+        let below = end.map_or(Bound::Unbounded, Bound::Excluded);
+        table
+            .range::<[u8], _>((Bound::Unbounded, below))
+            .rev()
+            .take_while(|(key, _)| *key >= start)
+            .take(limit)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
 }
 
 impl View for Arc<Tables> {
@@ -72,5 +96,15 @@ impl View for Arc<Tables> {
         limit: usize,
     ) -> Result<Vec<Pair>, DiskError> {
         Ok(Tables::scan(self, cf, start, end, limit))
+    }
+
+    fn scan_reverse(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        Ok(Tables::scan_reverse(self, cf, start, end, limit))
     }
 }

@@ -175,6 +175,19 @@ fn turns_are_seen_and_groups_are_apart<D: Disk + Clone>(disk: D) {
         1
     );
     assert_eq!(machine.scan(&groups[2], b"", None, 1).unwrap().len(), 1);
+    // Backwards, from the end of the range or before, never out of it.
+    for group in &groups[1..3] {
+        let last = |end, limit| {
+            let pairs = machine.scan_reverse(group, b"", end, limit).unwrap();
+            let whole = machine.scan_reverse_whole(group, b"", end, limit);
+            assert_eq!(whole.unwrap(), Some(pairs.clone()));
+            show(&pairs)
+        };
+        let ranged = group.range.is_some();
+        assert_eq!(last(None, 9), if ranged { "c=2 b=1" } else { "k=other" });
+        assert_eq!(last(Some(b"c"), 9), if ranged { "b=1" } else { "" });
+        assert_eq!(last(None, 1), if ranged { "c=2" } else { "k=other" });
+    }
     assert_eq!(machine.get(&groups[3], b"m").unwrap().unwrap()[..], *b"3");
     // Another one on the same disk finds the same.
     let found = DataStateMachine::new(Toy, disk).recover().unwrap();

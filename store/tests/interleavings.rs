@@ -62,6 +62,17 @@ impl Disk for Stepping {
         self.disk.scan(cf, start, end, limit)
     }
 
+    fn scan_reverse(
+        &self,
+        cf: Cf,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        self.step();
+        self.disk.scan_reverse(cf, start, end, limit)
+    }
+
     fn view(&self) -> Box<dyn View> {
         self.disk.view()
     }
