@@ -15,6 +15,16 @@ pub enum EntryKind {
     /// An encoded [`ConfChangeV2`](crate::ConfChangeV2): several changes, maybe joint. Empty
     /// bytes stand for "leave the joint configuration".
     ConfChangeV2,
+    /// A command for whoever hosts the group, and not for its state machine; never looked at here.
+    Host,
+}
+
+impl EntryKind {
+    /// Whether it changes who is a member.
+    #[must_use]
+    pub const fn changes_membership(self) -> bool {
+        matches!(self, Self::ConfChange | Self::ConfChangeV2)
+    }
 }
 
 /// One entry of the replicated log.

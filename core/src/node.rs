@@ -77,6 +77,19 @@ impl<S: Storage> RaftNode<S> {
         self.propose_entries(payloads.into_iter().map(entry).collect())
     }
 
+    /// Proposes an entry of kind [`EntryKind::Host`].
+    ///
+    /// # Errors
+    /// As [`propose`](Self::propose).
+    pub fn propose_host(&mut self, data: Bytes) -> Result<Option<EntryId>, ProposeError> {
+        let kind = EntryKind::Host;
+        self.propose_entries(alloc::vec![Entry {
+            kind,
+            data,
+            ..Entry::default()
+        }])
+    }
+
     /// Proposes a change of membership. A leader that may not do it now appends an empty entry
     /// instead and says so in an event; the id returned is then that of the empty entry.
     ///

@@ -172,6 +172,7 @@ impl Applier {
                     let (id, data) = (entry.id(), entry.data);
                     item.commands.push(Command { id, data });
                 }
+                EntryKind::Host => return Err("ranges do not change yet".to_owned()),
                 EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
                     if let Some((change, next)) = changed(&item.state, &entry) {
                         item.state.conf_state = Arc::new(next.0);

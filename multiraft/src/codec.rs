@@ -8,7 +8,10 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_core::{ConfState, EntryId, ReplicaId};
 
-use crate::group::{AppliedState, Epoch, GroupDescriptor, GroupId, KeyRange, Member, StoreId};
+use crate::group::{
+    AppliedState, Epoch, Frozen, GroupDescriptor, GroupId, KeyRange, Member, StoreId,
+};
+use crate::ranges::{RangeCommand, SplitPiece};
 
 /// The bytes are not what this version knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +24,8 @@ pub struct CodecError {
 }
 
 const VERSION: u8 = 1;
+/// Of a descriptor that is frozen: what does not know of that must not take it for one that serves.
+const VERSION_FROZEN: u8 = 2;
 
 impl GroupDescriptor {
     /// Its bytes.
@@ -103,8 +108,89 @@ pub(crate) fn decode_members(bytes: &[u8]) -> Result<Vec<Member>, CodecError> {
     Ok(members)
 }
 
+impl RangeCommand {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(VERSION);
+        out.put_u8(match self {
+            Self::Split { .. } => SPLIT,
+            Self::Freeze { .. } => FREEZE,
+            Self::Thaw { .. } => THAW,
+            Self::Fence { .. } => FENCE,
+            Self::Merge { .. } => MERGE,
+        });
+        put_epoch(&mut out, self.expected());
+        match self {
+            Self::Split { pieces, .. } => {
+                put_len(&mut out, pieces.len());
+                for piece in pieces {
+                    out.put_u64(piece.group.0);
+                    put_bytes(&mut out, &piece.start);
+                }
+            }
+            Self::Freeze { into, target, .. } => {
+                out.put_u64(into.0);
+                put_epoch(&mut out, *target);
+            }
+            Self::Merge { right, .. } => put_descriptor(&mut out, right),
+            Self::Thaw { .. } | Self::Fence { .. } => {}
+        }
+        out.freeze()
+    }
+
+    /// From its bytes.
+    ///
+    /// # Errors
+    /// See [`CodecError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let mut reader = Reader {
+            bytes,
+            what: "range command",
+        };
+        reader.version()?;
+        let kind = reader.u8()?;
+        let expected = reader.epoch()?;
+        let command = match kind {
+            SPLIT => Self::Split {
+                expected,
+                pieces: reader.pieces()?,
+            },
+            FREEZE => Self::Freeze {
+                expected,
+                into: GroupId(reader.u64()?),
+                target: reader.epoch()?,
+            },
+            THAW => Self::Thaw { expected },
+            FENCE => Self::Fence { expected },
+            MERGE => Self::Merge {
+                expected,
+                right: reader.descriptor()?,
+            },
+            _ => return Err(reader.error("unknown kind of command")),
+        };
+        reader.end()?;
+        Ok(command)
+    }
+}
+
+const SPLIT: u8 = 1;
+const FREEZE: u8 = 2;
+const THAW: u8 = 3;
+const FENCE: u8 = 4;
+const MERGE: u8 = 5;
+
+fn put_epoch(out: &mut BytesMut, epoch: Epoch) {
+    out.put_u64(epoch.membership);
+    out.put_u64(epoch.range);
+}
+
 fn put_descriptor(out: &mut BytesMut, descriptor: &GroupDescriptor) {
-    out.put_u8(VERSION);
+    out.put_u8(match descriptor.frozen {
+        None => VERSION,
+        Some(_) => VERSION_FROZEN,
+    });
     out.put_u64(descriptor.group.0);
     match &descriptor.range {
         None => out.put_u8(0),
@@ -123,8 +209,13 @@ fn put_descriptor(out: &mut BytesMut, descriptor: &GroupDescriptor) {
     }
     put_members(out, &descriptor.members);
     out.put_u64(descriptor.next_replica.0);
-    out.put_u64(descriptor.epoch.membership);
-    out.put_u64(descriptor.epoch.range);
+    put_epoch(out, descriptor.epoch);
+    if let Some(Frozen { into, target, at }) = descriptor.frozen {
+        out.put_u64(into.0);
+        put_epoch(out, target);
+        out.put_u64(at.term.0);
+        out.put_u64(at.index.0);
+    }
 }
 
 fn put_members(out: &mut BytesMut, members: &[Member]) {
@@ -249,8 +340,37 @@ impl Reader<'_> {
         })
     }
 
+    fn epoch(&mut self) -> Result<Epoch, CodecError> {
+        Ok(Epoch {
+            membership: self.u64()?,
+            range: self.u64()?,
+        })
+    }
+
+    fn pieces(&mut self) -> Result<Vec<SplitPiece>, CodecError> {
+        let count = self.len(12)?;
+        let piece = |this: &mut Self| {
+            Ok(SplitPiece {
+                group: GroupId(this.u64()?),
+                start: this.key()?,
+            })
+        };
+        (0..count).map(|_| piece(self)).collect()
+    }
+
+    fn frozen(&mut self) -> Result<Frozen, CodecError> {
+        Ok(Frozen {
+            into: GroupId(self.u64()?),
+            target: self.epoch()?,
+            at: EntryId::new(self.u64()?, self.u64()?),
+        })
+    }
+
     fn descriptor(&mut self) -> Result<GroupDescriptor, CodecError> {
-        self.version()?;
+        let version = self.u8()?;
+        if version != VERSION && version != VERSION_FROZEN {
+            return Err(self.error("unknown version"));
+        }
         let group = GroupId(self.u64()?);
         let range = match self.u8()? {
             0 => None,
@@ -266,9 +386,10 @@ impl Reader<'_> {
         };
         let members = self.members()?;
         let next_replica = ReplicaId(self.u64()?);
-        let epoch = Epoch {
-            membership: self.u64()?,
-            range: self.u64()?,
+        let epoch = self.epoch()?;
+        let frozen = match version {
+            VERSION_FROZEN => Some(self.frozen()?),
+            _ => None,
         };
         Ok(GroupDescriptor {
             group,
@@ -276,6 +397,7 @@ impl Reader<'_> {
             members,
             next_replica,
             epoch,
+            frozen,
         })
     }
 
@@ -308,6 +430,7 @@ mod tests {
                 membership: 3,
                 range: 4,
             },
+            frozen: None,
         }
     }
 
@@ -318,6 +441,73 @@ mod tests {
             \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04";
         assert_eq!(&descriptor().encode()[..], golden);
         assert_eq!(GroupDescriptor::decode(golden), Ok(descriptor()));
+    }
+
+    #[test]
+    fn golden_bytes_of_a_frozen_descriptor() {
+        let frozen = GroupDescriptor {
+            frozen: Some(Frozen {
+                into: GroupId(5),
+                target: Epoch {
+                    membership: 6,
+                    range: 7,
+                },
+                at: EntryId::new(8, 9),
+            }),
+            ..descriptor()
+        };
+        let mut golden = descriptor().encode().to_vec();
+        golden[0] = 2;
+        for word in 5u64..=9 {
+            golden.extend(word.to_be_bytes());
+        }
+        assert_eq!(&frozen.encode()[..], golden);
+        assert_eq!(GroupDescriptor::decode(&golden), Ok(frozen));
+    }
+
+    #[test]
+    fn golden_bytes_of_range_commands() {
+        let expected = Epoch {
+            membership: 1,
+            range: 2,
+        };
+        let head = |kind| [&[1, kind][..], &1u64.to_be_bytes(), &2u64.to_be_bytes()].concat();
+        let pieces = vec![SplitPiece {
+            start: Bytes::from_static(b"k"),
+            group: GroupId(3),
+        }];
+        let (into, target) = (GroupId(3), expected);
+        let right = descriptor();
+        let golden: [(RangeCommand, Vec<u8>); 5] = [
+            (
+                RangeCommand::Split { expected, pieces },
+                [&head(1)[..], b"\0\0\0\x01\0\0\0\0\0\0\0\x03\0\0\0\x01k"].concat(),
+            ),
+            (
+                RangeCommand::Freeze {
+                    expected,
+                    into,
+                    target,
+                },
+                [&head(2)[..], &3u64.to_be_bytes(), &head(0)[2..]].concat(),
+            ),
+            (RangeCommand::Thaw { expected }, head(3)),
+            (RangeCommand::Fence { expected }, head(4)),
+            (
+                RangeCommand::Merge {
+                    expected,
+                    right: right.clone(),
+                },
+                [&head(5)[..], &right.encode()].concat(),
+            ),
+        ];
+        for (command, bytes) in golden {
+            assert_eq!(&command.encode()[..], bytes, "{command:?}");
+            assert_eq!(RangeCommand::decode(&bytes), Ok(command));
+            for cut in 0..bytes.len() {
+                assert!(RangeCommand::decode(&bytes[..cut]).is_err(), "{cut}");
+            }
+        }
     }
 
     #[test]

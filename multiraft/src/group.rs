@@ -40,7 +40,7 @@ pub struct KeyRange {
 pub struct Epoch {
     /// Grows with every change of membership that is applied.
     pub membership: u64,
-    /// Grows with every change of the range.
+    /// The generation: grows with every change of the range, above those of all groups that took part.
     pub range: u64,
 }
 
@@ -67,6 +67,21 @@ pub struct GroupDescriptor {
     pub next_replica: ReplicaId,
     /// When this is from.
     pub epoch: Epoch,
+    /// Whether it is about to be merged into its left neighbour, and serves nobody meanwhile.
+    pub frozen: Option<Frozen>,
+}
+
+/// Why and since when a group serves nobody: see
+/// [`RangeCommand::Freeze`](crate::RangeCommand::Freeze).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Frozen {
+    /// The left neighbour.
+    pub into: GroupId,
+    /// Its epoch that the merge expects. When it has another one and no keys of this group, the merge
+    /// will never happen.
+    pub target: Epoch,
+    /// The entry since which the group is frozen.
+    pub at: EntryId,
 }
 
 /// What the state machine of a group has durably seen, written in one atomic batch with the
@@ -153,6 +168,7 @@ impl GroupDescriptor {
                 membership: self.epoch.membership.saturating_add(1),
                 range: self.epoch.range,
             },
+            frozen: self.frozen,
         }
     }
 }

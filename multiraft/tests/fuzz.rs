@@ -1,4 +1,4 @@
-//! Arbitrary bytes where descriptors and applied states are read: what is understood means those bytes and
+//! Arbitrary bytes where descriptors, applied states and range commands are read: what is understood means those bytes and
 //! no others, and nothing needs more memory than it has bytes for.
 
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use bytes::Bytes;
 use polyraft_core::{ConfState, EntryId, ReplicaId};
 use polyraft_fuzz::{Fuzz, Meter, Source};
 use polyraft_multiraft::{
-    AppliedState, Epoch, GroupDescriptor, GroupId, KeyRange, Member, StoreId,
+    AppliedState, Epoch, Frozen, GroupDescriptor, GroupId, KeyRange, Member, RangeCommand,
+    SplitPiece, StoreId,
 };
 
 #[global_allocator]
@@ -37,9 +38,44 @@ fn descriptor(source: &mut Source<'_>) -> GroupDescriptor {
         range,
         members: (0..count).map(|_| member(source)).collect(),
         next_replica: ReplicaId(source.number()),
-        epoch: Epoch {
-            membership: source.number(),
-            range: source.number(),
+        epoch: epoch(source),
+        frozen: source.flag().then(|| Frozen {
+            into: GroupId(source.number()),
+            target: epoch(source),
+            at: EntryId::new(source.number(), source.number()),
+        }),
+    }
+}
+
+fn epoch(source: &mut Source<'_>) -> Epoch {
+    Epoch {
+        membership: source.number(),
+        range: source.number(),
+    }
+}
+
+fn command(source: &mut Source<'_>) -> RangeCommand {
+    let expected = epoch(source);
+    match source.below(5) {
+        0 => {
+            let count = source.below(5);
+            let piece = |source: &mut Source<'_>| SplitPiece {
+                start: key(source),
+                group: GroupId(source.number()),
+            };
+            let pieces = (0..count).map(|_| piece(source)).collect();
+            RangeCommand::Split { expected, pieces }
+        }
+        1 => RangeCommand::Freeze {
+            expected,
+            into: GroupId(source.number()),
+            target: epoch(source),
+        },
+        2 => RangeCommand::Thaw { expected },
+        3 => RangeCommand::Fence { expected },
+        _ => RangeCommand::Merge {
+            expected,
+            right: descriptor(source),
         },
     }
 }
@@ -68,6 +104,8 @@ fn states_come_back_as_they_were() {
         let descriptor = GroupDescriptor::clone(&state.descriptor);
         let bytes = descriptor.encode();
         assert_eq!(GroupDescriptor::decode(&bytes), Ok(descriptor));
+        let command = command(&mut Source::new(input));
+        assert_eq!(RangeCommand::decode(&command.encode()), Ok(command));
     });
 }
 
@@ -81,7 +119,8 @@ fn states_from_bytes() {
         let state = state(&mut Source::new(&bytes));
         fuzz = fuzz
             .example(state.encode())
-            .example(state.descriptor.encode());
+            .example(state.descriptor.encode())
+            .example(command(&mut Source::new(&bytes)).encode());
     }
     fuzz.check(|input| {
         if let Ok(state) = AppliedState::decode(input) {
@@ -89,6 +128,9 @@ fn states_from_bytes() {
         }
         if let Ok(descriptor) = GroupDescriptor::decode(input) {
             assert_eq!(descriptor.encode(), input);
+        }
+        if let Ok(command) = RangeCommand::decode(input) {
+            assert_eq!(command.encode(), input);
         }
     });
 }

@@ -160,6 +160,7 @@ fn encode_entry(entry: Entry) -> proto::Entry {
         EntryKind::Normal => 0,
         EntryKind::ConfChange => 1,
         EntryKind::ConfChangeV2 => 2,
+        EntryKind::Host => 3,
     };
     proto::Entry {
         term: entry.term.0,
@@ -407,6 +408,7 @@ fn kind(kind: u32) -> Result<EntryKind, CodecError> {
         0 => Ok(EntryKind::Normal),
         1 => Ok(EntryKind::ConfChange),
         2 => Ok(EntryKind::ConfChangeV2),
+        3 => Ok(EntryKind::Host),
         _ => Err(CodecError("unknown kind of entry")),
     }
 }

@@ -61,6 +61,7 @@ fn entries(source: &mut Source<'_>, mut last: EntryId) -> Vec<Entry> {
                 EntryKind::Normal,
                 EntryKind::ConfChange,
                 EntryKind::ConfChangeV2,
+                EntryKind::Host,
             ]),
             data: data.into(),
         }

@@ -443,7 +443,7 @@ impl<S: Storage> Raft<S> {
 /// The change in a proposed entry, if it is one.
 fn decode_change(entry: &Entry) -> Result<Option<ConfChangeV2>, ProposeError> {
     let change = match entry.kind {
-        EntryKind::Normal => return Ok(None),
+        EntryKind::Normal | EntryKind::Host => return Ok(None),
         EntryKind::ConfChange => ConfChange::decode(&entry.data).map(ConfChange::into_v2),
         EntryKind::ConfChangeV2 => ConfChangeV2::decode(&entry.data),
     };

@@ -121,7 +121,7 @@ pub(super) fn has_unapplied_conf_change<S: Storage>(raft: &mut Raft<S>) -> Resul
             Err(StorageError::Compacted) => return Ok(true),
             Err(error) => return Err(error.into()),
         };
-        if page.iter().any(|entry| entry.kind != EntryKind::Normal) {
+        if page.iter().any(|entry| entry.kind.changes_membership()) {
             return Ok(true);
         }
         match page.last() {

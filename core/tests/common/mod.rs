@@ -222,7 +222,7 @@ impl Peer {
         let bytes = entries.iter().map(Entry::size).sum();
         for entry in &entries {
             let change = match entry.kind {
-                EntryKind::Normal => continue,
+                EntryKind::Normal | EntryKind::Host => continue,
                 EntryKind::ConfChange => ConfChange::decode(&entry.data).map(ConfChange::into_v2),
                 EntryKind::ConfChangeV2 => ConfChangeV2::decode(&entry.data),
             };

@@ -282,7 +282,7 @@ fn store(
 fn apply(env: &mut Env, id: u64, entries: &[Entry]) {
     for entry in entries {
         let change = match entry.kind {
-            EntryKind::Normal => None,
+            EntryKind::Normal | EntryKind::Host => None,
             EntryKind::ConfChange => Some(ConfChange::decode(&entry.data).map(ConfChange::into_v2)),
             EntryKind::ConfChangeV2 => Some(ConfChangeV2::decode(&entry.data)),
         };

@@ -64,6 +64,7 @@ pub(crate) fn entry(entry: &Entry) -> String {
     let id = format!("{}/{}", entry.term, entry.index);
     match entry.kind {
         EntryKind::Normal => format!("{id} EntryNormal {}", quoted(&entry.data)),
+        EntryKind::Host => format!("{id} EntryHost {}", quoted(&entry.data)),
         EntryKind::ConfChange => {
             let change = ConfChange::decode(&entry.data)
                 .expect("a valid change")

@@ -524,7 +524,7 @@ impl<'a> Site<'a> {
         let bytes = batch.iter().map(Entry::size).sum();
         for entry in &batch {
             let change = match entry.kind {
-                EntryKind::Normal => continue,
+                EntryKind::Normal | EntryKind::Host => continue,
                 EntryKind::ConfChange => ConfChange::decode(&entry.data).map(ConfChange::into_v2),
                 EntryKind::ConfChangeV2 => ConfChangeV2::decode(&entry.data),
             };

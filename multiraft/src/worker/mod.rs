@@ -30,7 +30,7 @@ use crate::error::Reject;
 use crate::group::{GroupId, StoreId};
 use crate::group_map::{GroupMap, GroupSet};
 use crate::input::{AppliedItem, Input, PersistedItem};
-use crate::ranges::RangeClaims;
+use crate::ranges::claims::RangeClaims;
 use crate::replica::Replica;
 use crate::responder::Responder;
 use crate::router::Router;

@@ -718,5 +718,6 @@ fn descriptor(group: u64, stores: &[u64]) -> GroupDescriptor {
             membership: 1,
             range: 1,
         },
+        frozen: None,
     }
 }

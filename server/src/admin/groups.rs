@@ -357,5 +357,6 @@ pub(super) fn requested_descriptor(
             membership: 1,
             range: 1,
         },
+        frozen: None,
     })
 }

@@ -5,7 +5,7 @@
 //! itself, and what it has applied only grows while it leads: so a change that is sent beside an
 //! earlier one that is not applied there was made too early, whenever it is seen.
 
-use polyraft_core::{Entry, EntryKind, Index, Message, Payload};
+use polyraft_core::{Entry, Index, Message, Payload};
 use polyraft_multiraft::{GroupId, StoreId};
 
 use super::Property;
@@ -17,7 +17,7 @@ use crate::observe::Observation;
 pub(super) struct OneChange;
 
 fn is_change(entry: &Entry) -> bool {
-    entry.kind != EntryKind::Normal
+    entry.kind.changes_membership()
 }
 
 fn sent(from: StoreId, group: GroupId, message: &Message, books: &Books) -> Result<(), String> {
@@ -73,7 +73,7 @@ impl Property for OneChange {
 
 #[cfg(test)]
 mod tests {
-    use polyraft_core::{ConfChangeKind, ConfChangeV2, ReplicaId};
+    use polyraft_core::{ConfChangeKind, ConfChangeV2, EntryKind, ReplicaId};
 
     use super::super::testing::{Scene, append, caught, entries_section, entry, turn};
     use super::*;

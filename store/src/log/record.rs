@@ -74,6 +74,7 @@ pub(crate) fn put_entry(out: &mut BytesMut, entry: &Entry) {
         EntryKind::Normal => 0,
         EntryKind::ConfChange => 1,
         EntryKind::ConfChangeV2 => 2,
+        EntryKind::Host => 3,
     });
     out.put_u32(u32::try_from(entry.data.len()).expect("a command is bounded"));
     out.put_slice(&entry.data);
@@ -147,6 +148,7 @@ pub(crate) fn take_entry(at: &mut Bytes, index: Index) -> Result<Entry, &'static
         0 => EntryKind::Normal,
         1 => EntryKind::ConfChange,
         2 => EntryKind::ConfChangeV2,
+        3 => EntryKind::Host,
         _ => return Err("unknown kind of entry"),
     };
     let len = at.get_u32() as usize;

@@ -321,7 +321,7 @@ fn note_change(
     entry: &Entry,
 ) {
     let change = match entry.kind {
-        EntryKind::Normal => return,
+        EntryKind::Normal | EntryKind::Host => return,
         EntryKind::ConfChange => ConfChange::decode(&entry.data).map(ConfChange::into_v2),
         EntryKind::ConfChangeV2 => ConfChangeV2::decode(&entry.data),
     };

@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Command,
     /// A change of membership.
     Change,
+    /// A change of the range.
+    Host,
 }
 
 /// What is kept of an entry.
@@ -33,6 +35,7 @@ impl Slot {
         let kind = match entry.kind {
             EntryKind::Normal if entry.data.is_empty() => Kind::Empty,
             EntryKind::Normal => Kind::Command,
+            EntryKind::Host => Kind::Host,
             EntryKind::ConfChange | EntryKind::ConfChangeV2 => Kind::Change,
         };
         Self {
@@ -54,6 +57,7 @@ pub(crate) fn content_hash(kind: EntryKind, data: &[u8]) -> u64 {
         EntryKind::Normal => 1,
         EntryKind::ConfChange => 2,
         EntryKind::ConfChangeV2 => 3,
+        EntryKind::Host => 4,
     };
     let (words, rest) = data.as_chunks::<8>();
     let hash = fold(kind, data.len() as u64);
