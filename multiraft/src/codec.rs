@@ -24,8 +24,9 @@ pub struct CodecError {
 }
 
 const VERSION: u8 = 1;
-/// Of a descriptor that is frozen: what does not know of that must not take it for one that serves.
-const VERSION_FROZEN: u8 = 2;
+/// Of a descriptor that is frozen or has a border: whoever knows neither must not take it for one that
+/// serves, nor write it back without. All others are of the first version.
+const VERSION_BORDER: u8 = 2;
 
 impl GroupDescriptor {
     /// Its bytes.
@@ -187,10 +188,8 @@ fn put_epoch(out: &mut BytesMut, epoch: Epoch) {
 }
 
 fn put_descriptor(out: &mut BytesMut, descriptor: &GroupDescriptor) {
-    out.put_u8(match descriptor.frozen {
-        None => VERSION,
-        Some(_) => VERSION_FROZEN,
-    });
+    let simple = descriptor.border == 0 && descriptor.frozen.is_none();
+    out.put_u8(if simple { VERSION } else { VERSION_BORDER });
     out.put_u64(descriptor.group.0);
     match &descriptor.range {
         None => out.put_u8(0),
@@ -210,6 +209,11 @@ fn put_descriptor(out: &mut BytesMut, descriptor: &GroupDescriptor) {
     put_members(out, &descriptor.members);
     out.put_u64(descriptor.next_replica.0);
     put_epoch(out, descriptor.epoch);
+    if simple {
+        return;
+    }
+    out.put_u64(descriptor.border);
+    out.put_u8(u8::from(descriptor.frozen.is_some()));
     if let Some(Frozen { into, target, at }) = descriptor.frozen {
         out.put_u64(into.0);
         put_epoch(out, target);
@@ -326,11 +330,7 @@ impl Reader<'_> {
             }
         }
         let [voters, learners, voters_outgoing, learners_next] = lists;
-        let auto_leave = match self.u8()? {
-            0 => false,
-            1 => true,
-            _ => return Err(self.error("neither yes nor no")),
-        };
+        let auto_leave = self.flag()?;
         Ok(ConfState {
             voters,
             learners,
@@ -338,6 +338,14 @@ impl Reader<'_> {
             learners_next,
             auto_leave,
         })
+    }
+
+    fn flag(&mut self) -> Result<bool, CodecError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(self.error("neither yes nor no")),
+        }
     }
 
     fn epoch(&mut self) -> Result<Epoch, CodecError> {
@@ -368,7 +376,7 @@ impl Reader<'_> {
 
     fn descriptor(&mut self) -> Result<GroupDescriptor, CodecError> {
         let version = self.u8()?;
-        if version != VERSION && version != VERSION_FROZEN {
+        if version != VERSION && version != VERSION_BORDER {
             return Err(self.error("unknown version"));
         }
         let group = GroupId(self.u64()?);
@@ -387,16 +395,21 @@ impl Reader<'_> {
         let members = self.members()?;
         let next_replica = ReplicaId(self.u64()?);
         let epoch = self.epoch()?;
-        let frozen = match version {
-            VERSION_FROZEN => Some(self.frozen()?),
-            _ => None,
+        let (border, frozen) = match version {
+            VERSION_BORDER => (self.u64()?, self.flag()?),
+            _ => (0, false),
         };
+        let frozen = if frozen { Some(self.frozen()?) } else { None };
+        if version == VERSION_BORDER && border == 0 && frozen.is_none() {
+            return Err(self.error("of a version that it does not need"));
+        }
         Ok(GroupDescriptor {
             group,
             range,
             members,
             next_replica,
             epoch,
+            border,
             frozen,
         })
     }
@@ -430,6 +443,7 @@ mod tests {
                 membership: 3,
                 range: 4,
             },
+            border: 0,
             frozen: None,
         }
     }
@@ -446,6 +460,7 @@ mod tests {
     #[test]
     fn golden_bytes_of_a_frozen_descriptor() {
         let frozen = GroupDescriptor {
+            border: 4,
             frozen: Some(Frozen {
                 into: GroupId(5),
                 target: Epoch {
@@ -458,11 +473,17 @@ mod tests {
         };
         let mut golden = descriptor().encode().to_vec();
         golden[0] = 2;
+        golden.extend(4u64.to_be_bytes());
+        golden.push(1);
         for word in 5u64..=9 {
             golden.extend(word.to_be_bytes());
         }
         assert_eq!(&frozen.encode()[..], golden);
         assert_eq!(GroupDescriptor::decode(&golden), Ok(frozen));
+        let mut needless = descriptor().encode().to_vec();
+        needless[0] = 2;
+        needless.extend([0; 9]);
+        assert!(GroupDescriptor::decode(&needless).is_err());
     }
 
     #[test]

@@ -67,6 +67,10 @@ pub struct GroupDescriptor {
     pub next_replica: ReplicaId,
     /// When this is from.
     pub epoch: Epoch,
+    /// The generation at which the range got its present end: a split sets it, a merge takes over that of
+    /// the right neighbour. If a neighbour that was to be merged is still found behind the end, this tells
+    /// whether it was merged and split off again meanwhile.
+    pub border: u64,
     /// Whether it is about to be merged into its left neighbour, and serves nobody meanwhile.
     pub frozen: Option<Frozen>,
 }
@@ -77,8 +81,7 @@ pub struct GroupDescriptor {
 pub struct Frozen {
     /// The left neighbour.
     pub into: GroupId,
-    /// Its epoch that the merge expects. When it has another one and no keys of this group, the merge
-    /// will never happen.
+    /// Its epoch that the merge expects.
     pub target: Epoch,
     /// The entry since which the group is frozen.
     pub at: EntryId,
@@ -168,6 +171,7 @@ impl GroupDescriptor {
                 membership: self.epoch.membership.saturating_add(1),
                 range: self.epoch.range,
             },
+            border: self.border,
             frozen: self.frozen,
         }
     }

@@ -63,6 +63,9 @@ pub use group::{AppliedState, Epoch, Frozen, GroupDescriptor, GroupId, KeyRange,
 pub use group_map::{BuildGroupHasher, GroupHasher, GroupMap, GroupSet};
 pub use handle::{GroupStatus, HostHandle, HostStats, MemberChange, ReadPermit, ReplicaSummary};
 pub use host::{Host, HostEnv};
-pub use ranges::{RangeCommand, RangeRefusal, SPLIT_PIECES_MAX, SplitPiece};
+pub use ranges::{
+    MergeAnswer, MergeFailure, MergeStep, Merging, RangeCommand, RangeRefusal, SPLIT_PIECES_MAX,
+    SplitPiece,
+};
 pub use responder::Responder;
 pub use worker::BOOTSTRAP;

@@ -39,6 +39,7 @@ fn descriptor(source: &mut Source<'_>) -> GroupDescriptor {
         members: (0..count).map(|_| member(source)).collect(),
         next_replica: ReplicaId(source.number()),
         epoch: epoch(source),
+        border: source.below(3) as u64,
         frozen: source.flag().then(|| Frozen {
             into: GroupId(source.number()),
             target: epoch(source),

@@ -229,6 +229,7 @@ pub fn new_descriptor(group: u64, range: Option<KeyRange>, stores: &[u64]) -> Gr
             membership: 1,
             range: 1,
         },
+        border: 0,
         frozen: None,
     }
 }

@@ -321,6 +321,7 @@ fn descriptor(group: u64, range: Option<(&[u8], Option<&[u8]>)>) -> GroupDescrip
         }],
         next_replica: ReplicaId(2),
         epoch: Epoch::default(),
+        border: 0,
         frozen: None,
     }
 }

@@ -194,7 +194,10 @@ impl AppliedState {
                     start: range.start.clone(),
                     end,
                 };
-                let left = self.with(at, generation, &|left| left.range = Some(united.clone()));
+                let left = self.with(at, generation, &|left| {
+                    left.range = Some(united.clone());
+                    left.border = right.border;
+                });
                 let right = right.clone();
                 Ok(RangeOutcome::Merged { left, right })
             }
@@ -222,17 +225,22 @@ impl AppliedState {
     ) -> RangeOutcome {
         let ends = pieces.iter().skip(1).map(|next| Some(next.start.clone()));
         let ends = ends.chain([range.end.clone()]);
-        let right = |(piece, end): (&SplitPiece, Option<Bytes>)| {
+        let last = pieces.len() - 1;
+        let right = |(at, (piece, end)): (usize, (&SplitPiece, Option<Bytes>))| {
             self.with(BOOTSTRAP, generation, &|right| {
                 right.group = piece.group;
+                if at < last {
+                    right.border = generation;
+                }
                 right.range = Some(KeyRange {
                     start: piece.start.clone(),
                     end: end.clone(),
                 });
             })
         };
-        let rights = pieces.iter().zip(ends).map(right).collect();
+        let rights = pieces.iter().zip(ends).enumerate().map(right).collect();
         let left = self.with(at, generation, &|left| {
+            left.border = generation;
             left.range = Some(KeyRange {
                 start: range.start.clone(),
                 end: pieces.first().map(|piece| piece.start.clone()),
@@ -263,7 +271,9 @@ impl AppliedState {
             return refused("the right one does not begin where the left one ends");
         }
         match right.frozen {
-            Some(frozen) if frozen.into == self.descriptor.group => {}
+            // For this epoch: whoever sees another one here takes it that the merge is off, and thaws.
+            Some(Frozen { into, target, .. })
+                if into == self.descriptor.group && target == self.descriptor.epoch => {}
             _ => return refused("the right one is not frozen for this merge"),
         }
         let stores = |descriptor: &GroupDescriptor| {

@@ -12,6 +12,8 @@
 
 pub(crate) mod claims;
 mod command;
+mod merge;
 
 pub(crate) use command::RangeOutcome;
 pub use command::{RangeCommand, RangeRefusal, SPLIT_PIECES_MAX, SplitPiece};
+pub use merge::{MergeAnswer, MergeFailure, MergeStep, Merging};

@@ -718,6 +718,7 @@ fn descriptor(group: u64, stores: &[u64]) -> GroupDescriptor {
             membership: 1,
             range: 1,
         },
+        border: 0,
         frozen: None,
     }
 }

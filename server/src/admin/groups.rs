@@ -357,6 +357,7 @@ pub(super) fn requested_descriptor(
             membership: 1,
             range: 1,
         },
+        border: 0,
         frozen: None,
     })
 }

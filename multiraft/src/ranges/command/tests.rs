@@ -39,6 +39,7 @@ fn group(number: u64, start: &str, end: &str) -> AppliedState {
                 membership: 2,
                 range: 5,
             },
+            border: 0,
             frozen: None,
         }),
     }
@@ -226,6 +227,9 @@ fn a_merge_wants_neighbours_on_the_same_stores() {
         edited(&frozen, |right| right.range = Some(range("n", "t"))),
         edited(&frozen, |right| {
             right.frozen.as_mut().expect("it is").into = GroupId(9);
+        }),
+        edited(&frozen, |right| {
+            right.frozen.as_mut().expect("it is").target.range += 1;
         }),
         edited(&frozen, |right| right.members.truncate(2)),
         edited(&frozen, |right| right.members[0].store = StoreId(9)),
