@@ -114,7 +114,7 @@ pub struct Empty {}
 pub struct Entry {
     #[prost(uint64, tag = "1")]
     pub term: u64,
-    /// 0: normal, 1: change of membership (V1), 2: change of membership (V2).
+    /// 0: normal, 1: change of membership (V1), 2: change of membership (V2), 3: command to the host.
     #[prost(uint32, tag = "2")]
     pub kind: u32,
     #[prost(bytes = "bytes", tag = "3")]
