@@ -11,6 +11,7 @@ mod group;
 mod kv;
 mod load;
 mod output;
+mod scan;
 mod status;
 
 use std::process::ExitCode;

@@ -4,7 +4,7 @@
 //! store that says so, and the router asks again; nothing is ever decided by a hint alone.
 
 use std::collections::BTreeMap;
-use std::ops::Bound::{Included, Unbounded};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -52,6 +52,21 @@ impl Directory {
             .range
             .as_ref()
             .is_some_and(|range| range.contains(key));
+        holds.then(|| Arc::clone(route))
+    }
+
+    /// The group that holds the last keys before `end`; none: the last ones of all.
+    #[must_use]
+    pub(crate) fn before(&self, end: Option<&[u8]>) -> Option<Arc<Route>> {
+        let inner = self.inner.read();
+        let bound = end.map_or(Unbounded, Excluded);
+        let (_, group) = inner
+            .by_start
+            .range::<[u8], _>((Unbounded, bound))
+            .next_back()?;
+        let route = inner.groups.get(group)?;
+        let last = route.range.as_ref()?.end.as_ref();
+        let holds = last.is_none_or(|last| end.is_some_and(|end| end <= last));
         holds.then(|| Arc::clone(route))
     }
 
@@ -138,8 +153,24 @@ mod tests {
             [group(""), group("lz"), group("m"), group("p"), group("zz")],
             [Some(1), Some(1), None, Some(2), Some(2)]
         );
+        let before = |end: Option<&'static str>| {
+            directory
+                .before(end.map(str::as_bytes))
+                .map(|route| route.group)
+        };
+        assert_eq!(
+            [
+                before(Some("a")),
+                before(Some("m")),
+                before(Some("n")),
+                before(Some("p"))
+            ],
+            [Some(1), Some(1), None, None]
+        );
+        assert_eq!([before(Some("pa")), before(None)], [Some(2), Some(2)]);
+        assert_eq!(before(Some("")), None);
         directory.forget(2);
-        assert_eq!(group("p"), None);
+        assert_eq!([group("p"), before(None)], [None, None]);
     }
 
     #[test]

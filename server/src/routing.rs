@@ -245,13 +245,30 @@ impl Server {
 
     /// The group that holds `key`, asking the other stores if it is not known here.
     pub(crate) async fn route_of_key(&self, key: &[u8], call: Call) -> Result<Arc<Route>, Failure> {
+        self.route(call, || self.directory.of_key(key)).await
+    }
+
+    /// The same for the last keys before `end`; none: for the last ones of all.
+    pub(crate) async fn route_before(
+        &self,
+        end: Option<&[u8]>,
+        call: Call,
+    ) -> Result<Arc<Route>, Failure> {
+        self.route(call, || self.directory.before(end)).await
+    }
+
+    async fn route(
+        &self,
+        call: Call,
+        look_up: impl Fn() -> Option<Arc<Route>>,
+    ) -> Result<Arc<Route>, Failure> {
         let mut pause = PAUSE.0;
         loop {
-            if let Some(route) = self.directory.of_key(key) {
+            if let Some(route) = look_up() {
                 return Ok(route);
             }
             self.refresh_routes(call).await;
-            if let Some(route) = self.directory.of_key(key) {
+            if let Some(route) = look_up() {
                 return Ok(route);
             }
             if call.forwarded || Instant::now() + pause >= call.deadline {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::scan::ScanArguments;
 use crate::peers::parse_peer;
 
 const EXAMPLES: &str = "\
@@ -107,11 +108,11 @@ pub(super) enum Verb {
         polyraft demo --stores 5 --data-dir demo"
     )]
     Demo(DemoArguments),
-    /// Keys: get, put, delete, compare and swap.
+    /// Keys: get, put, delete, compare and swap, scan.
     #[command(
         after_help = "Examples:\n  polyraft kv put color blue\n  polyraft kv get color\n  \
         polyraft kv cas color --expected blue green\n  polyraft kv cas color --absent blue\n  \
-        polyraft kv delete color"
+        polyraft kv delete color\n  polyraft kv scan --prefix col"
     )]
     Kv {
         #[command(subcommand)]
@@ -156,6 +157,7 @@ impl KvVerb {
             | Self::Put { connection, .. }
             | Self::Delete { connection, .. }
             | Self::Cas { connection, .. } => connection,
+            Self::Scan(arguments) => &arguments.connection,
         }
     }
 }
@@ -467,6 +469,12 @@ pub(super) enum KvVerb {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Keys and values in order, over all ranges.
+    #[command(
+        after_help = "Examples:\n  polyraft kv scan --prefix user/\n  polyraft kv scan --from a --to b --limit 10\n  \
+        polyraft kv scan --reverse --limit 1\n  polyraft kv scan --group 1001 -o json"
+    )]
+    Scan(ScanArguments),
 }
 
 /// Reads `HOST:PORT`; names are resolved when they are used.

@@ -37,6 +37,8 @@ const WORDS: &[&str] = &[
     "--to",
     "--hex",
     "--limit",
+    "--prefix",
+    "--reverse",
     "--duration",
     "--balance-interval",
     "--help",

@@ -88,6 +88,7 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
                 },
             )
         }
+        KvVerb::Scan(arguments) => super::scan::run(arguments).await,
     }
 }
 
@@ -97,7 +98,7 @@ fn session() -> Session {
     Session::new(client, 0)
 }
 
-fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, Error> {
+pub(super) fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, Error> {
     if options.hex {
         parse_hex(text).map(Bytes::from).map_err(Error::bad_request)
     } else {
@@ -105,7 +106,7 @@ fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, Error> {
     }
 }
 
-fn header_json(header: Option<ResponseHeader>) -> Value {
+pub(super) fn header_json(header: Option<ResponseHeader>) -> Value {
     let header = header.unwrap_or_default();
     json!({
         "group": header.group,

@@ -2,6 +2,7 @@
 
 mod application;
 mod command;
+mod scan;
 mod service;
 
 pub use application::Kv;

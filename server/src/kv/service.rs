@@ -4,8 +4,9 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_multiraft::{GroupId, KeyRange};
+use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange};
 use polyraft_store::sessions::{Once, SessionId, SessionReply};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::command::{Command, Reply, decode_reply};
@@ -14,7 +15,7 @@ use crate::proto::kv::kv_client::KvClient;
 use crate::proto::kv::kv_server::Kv;
 use crate::proto::kv::{
     Consistency, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse,
-    ResponseHeader, Session, WriteRequest, WriteResponse,
+    ResponseHeader, ScanRequest, ScanResponse, Session, WriteRequest, WriteResponse,
 };
 use crate::routing::Call;
 use crate::server::Server;
@@ -92,6 +93,12 @@ impl Kv for KvService {
             header: Some(header),
         }))
     }
+
+    async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanResponse>, Status> {
+        let call = Call::new(request.metadata(), true);
+        let answer = self.0.scan(request.into_inner(), call).await?;
+        Ok(Response::new(answer))
+    }
 }
 
 impl Server {
@@ -111,7 +118,7 @@ impl Server {
                 group,
                 ..request.clone()
             });
-            async move { Ok(KvClient::new(channel).get(request).await?.into_inner()) }
+            async move { Ok(kv_client(channel).get(request).await?.into_inner()) }
         };
         self.at_leader(group, call, local, remote).await
     }
@@ -138,30 +145,41 @@ impl Server {
 
     /// What this store holds, or the truth that it holds nothing of the group.
     fn get_stale(&self, group: u64, key: &Bytes) -> Result<GetResponse, Failure> {
-        let summary = self.handle.summary(GroupId(group));
-        let (Some(descriptor), Some(summary)) = (self.handle.descriptor(GroupId(group)), summary)
-        else {
+        let descriptor = self.replica_here(group)?;
+        let applied = self.applied_here(group);
+        check_range(descriptor.range.as_ref(), key)?;
+        let value = tokio::task::block_in_place(|| self.data.get_whole(&descriptor, key));
+        let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
+        Ok(GetResponse {
+            value: value.ok_or_else(|| self.not_whole(group))?,
+            header: Some(self.header(group, applied)),
+        })
+    }
+
+    /// What this store's replica of a group is about.
+    pub(super) fn replica_here(&self, group: u64) -> Result<Arc<GroupDescriptor>, Failure> {
+        self.handle.descriptor(GroupId(group)).ok_or_else(|| {
             let text = format!(
                 "store {} holds no replica of group {group} to read from",
                 self.me
             );
-            return Err(Failure::new(Reason::NoGroup, text));
-        };
-        check_range(descriptor.range.as_ref(), key)?;
-        let value = tokio::task::block_in_place(|| self.data.get_whole(&descriptor, key));
-        let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
-        let Some(value) = value else {
-            let text = format!(
-                "the replica of group {group} on store {} is being replaced by a snapshot or removed; \
-                 try again",
-                self.me
-            );
-            return Err(Failure::new(Reason::Stale, text));
-        };
-        Ok(GetResponse {
-            value,
-            header: Some(self.header(group, summary.basic.applied.0)),
+            Failure::new(Reason::NoGroup, text)
         })
+    }
+
+    /// The last index that this store's replica of a group has applied.
+    pub(super) fn applied_here(&self, group: u64) -> u64 {
+        let summary = self.handle.summary(GroupId(group)).unwrap_or_default();
+        summary.basic.applied.0
+    }
+
+    pub(super) fn not_whole(&self, group: u64) -> Failure {
+        let text = format!(
+            "the replica of group {group} on store {} is being replaced by a snapshot or removed; \
+             try again",
+            self.me
+        );
+        Failure::new(Reason::Stale, text)
     }
 
     /// Whether the command was applied (its conditions held).
@@ -193,7 +211,7 @@ impl Server {
         let remote = |channel| {
             let request = call.forward(to_request(&command, session, group));
             async move {
-                let response = KvClient::new(channel).write(request).await?.into_inner();
+                let response = kv_client(channel).write(request).await?.into_inner();
                 Ok((response.applied, response.header.unwrap_or_default()))
             }
         };
@@ -220,8 +238,8 @@ impl Server {
             }
             Reply::Malformed => return Err(unknown_answer()),
         };
-        let summary = self.handle.summary(GroupId(group)).unwrap_or_default();
-        Ok((applied, self.leader_header(group, summary.basic.applied.0)))
+        let header = self.leader_header(group, self.applied_here(group));
+        Ok((applied, header))
     }
 
     /// The one group that holds all `keys`; a group given by number needs no range.
@@ -266,7 +284,7 @@ impl Server {
     }
 
     /// This store has just served as the group's leader.
-    const fn leader_header(&self, group: u64, applied_index: u64) -> ResponseHeader {
+    pub(super) const fn leader_header(&self, group: u64, applied_index: u64) -> ResponseHeader {
         ResponseHeader {
             group,
             leader_store: self.me,
@@ -275,7 +293,7 @@ impl Server {
         }
     }
 
-    fn header(&self, group: u64, applied_index: u64) -> ResponseHeader {
+    pub(super) fn header(&self, group: u64, applied_index: u64) -> ResponseHeader {
         let summary = self.handle.summary(GroupId(group));
         let leader = summary.and_then(|summary| summary.leader_store);
         ResponseHeader {
@@ -318,23 +336,34 @@ fn unknown_answer() -> Failure {
 
 fn check_key(key: &Bytes) -> Result<(), Failure> {
     if key.len() > KEY_BYTES_MAX {
-        let text = format!(
-            "a key of {} bytes exceeds the limit of {KEY_BYTES_MAX} bytes",
-            key.len()
-        );
-        return Err(Failure::new(Reason::TooLarge, text));
+        return Err(too_long(key));
     }
     Ok(())
 }
 
+pub(super) fn too_long(key: &Bytes) -> Failure {
+    let text = format!(
+        "a key of {} bytes exceeds the limit of {KEY_BYTES_MAX} bytes",
+        key.len()
+    );
+    Failure::new(Reason::TooLarge, text)
+}
+
 fn check_range(range: Option<&KeyRange>, key: &Bytes) -> Result<(), Failure> {
     match range {
-        Some(range) if !range.contains(key) => Err(Failure::new(
-            Reason::Stale,
-            "the key moved to another group; try again",
-        )),
+        Some(range) if !range.contains(key) => Err(moved()),
         _ => Ok(()),
     }
+}
+
+pub(super) fn moved() -> Failure {
+    let text = "the key moved to another group; try again";
+    Failure::new(Reason::Stale, text)
+}
+
+/// A client that takes answers of any size: a value may be larger than what gRPC takes by default.
+pub(super) fn kv_client(channel: Channel) -> KvClient<Channel> {
+    KvClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
 fn to_request(command: &Command, session: Option<Session>, group: u64) -> WriteRequest {

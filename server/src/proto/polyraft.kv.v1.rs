@@ -128,6 +128,66 @@ pub struct WriteResponse {
     #[prost(message, optional, tag = "2")]
     pub header: ::core::option::Option<ResponseHeader>,
 }
+/// One page of the pairs whose keys lie in \[start, end).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScanRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub start: ::prost::bytes::Bytes,
+    /// Past the last key; not set: to the end of all keys. Below `start`: refused.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub end: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Pairs of the page at most; not set: as many as the bytes allow; 0: refused.
+    #[prost(uint32, optional, tag = "3")]
+    pub limit: ::core::option::Option<u32>,
+    /// Bytes of keys, values and bookkeeping of the page at most; not set: 1 MiB; 0 or above 3 MiB: refused. A page ends
+    /// before the pair that would exceed it, but the first pair always belongs to it.
+    #[prost(uint32, optional, tag = "4")]
+    pub limit_bytes: ::core::option::Option<u32>,
+    /// From the last key to the first one.
+    #[prost(bool, tag = "5")]
+    pub reverse: bool,
+    #[prost(enumeration = "Consistency", tag = "6")]
+    pub consistency: i32,
+    /// Only the keys of this group, which is how those of a group without a range are reached.
+    #[prost(uint64, tag = "7")]
+    pub group: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pair {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+}
+/// What one range contributed to a page: of the keys in \[start, end) exactly these pairs, as of one moment after the
+/// request began. Parts of different ranges, and different pages, are of different moments.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScanPart {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<ResponseHeader>,
+    /// Counts changes of the range.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub start: ::prost::bytes::Bytes,
+    /// Not set: to the end of all keys.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub end: ::core::option::Option<::prost::bytes::Bytes>,
+    /// So many of the page's pairs, behind those of the parts before.
+    #[prost(uint32, tag = "5")]
+    pub pairs: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScanResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pairs: ::prost::alloc::vec::Vec<Pair>,
+    /// Together they cover, without a gap, what the page is about. A page may be short, or even without pairs, and not the last.
+    #[prost(message, repeated, tag = "2")]
+    pub parts: ::prost::alloc::vec::Vec<ScanPart>,
+    /// Where the next page begins: its `start`, or its `end` if `reverse`; the rest of the request stays. Not set: that was all.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub next: ::core::option::Option<::prost::bytes::Bytes>,
+}
 /// How fresh a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -324,6 +384,25 @@ pub mod kv_client {
             req.extensions_mut().insert(GrpcMethod::new("polyraft.kv.v1.Kv", "Write"));
             self.inner.unary(req, path, codec).await
         }
+        /// Pairs of keys and values in the order of their keys, page by page.
+        pub async fn scan(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ScanRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScanResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/polyraft.kv.v1.Kv/Scan");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("polyraft.kv.v1.Kv", "Scan"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -359,6 +438,11 @@ pub mod kv_server {
             &self,
             request: tonic::Request<super::WriteRequest>,
         ) -> std::result::Result<tonic::Response<super::WriteResponse>, tonic::Status>;
+        /// Pairs of keys and values in the order of their keys, page by page.
+        async fn scan(
+            &self,
+            request: tonic::Request<super::ScanRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScanResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct KvServer<T> {
@@ -593,6 +677,49 @@ pub mod kv_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WriteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.kv.v1.Kv/Scan" => {
+                    #[allow(non_camel_case_types)]
+                    struct ScanSvc<T: Kv>(pub Arc<T>);
+                    impl<T: Kv> tonic::server::UnaryService<super::ScanRequest>
+                    for ScanSvc<T> {
+                        type Response = super::ScanResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ScanRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Kv>::scan(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ScanSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -14,6 +14,7 @@
 //! 4. The engine never brings back a synced batch over newer flushed data: a flush covers everything before
 //!    it, and recovery starts behind it.
 
+mod pages;
 mod reads;
 pub mod sessions;
 mod snapshot;
@@ -30,6 +31,7 @@ use polyraft_multiraft::env::{
 };
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
 
+pub use self::pages::{Page, Room, Span, pair_bytes};
 use self::snapshot::{
     Sink, Source, damaged, remove_staged, staged_chunk, staged_state, staged_tokens, translate,
 };

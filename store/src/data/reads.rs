@@ -41,7 +41,10 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
     }
 
     /// A state of the disk in which the group's data is whole; none while it is not.
-    fn whole(&self, descriptor: &GroupDescriptor) -> Result<Option<Box<dyn View>>, DiskError> {
+    pub(super) fn whole(
+        &self,
+        descriptor: &GroupDescriptor,
+    ) -> Result<Option<Box<dyn View>>, DiskError> {
         let view = self.disk.view();
         let has = |kind| {
             let found = view.get(Cf::Data, &keys::local(descriptor.group, kind, b""));

@@ -24,6 +24,7 @@ fn every_verb_speaks_to_people_and_to_scripts() {
         &["group", "describe", &group],
         &["kv", "put", "key", "value"],
         &["kv", "get", "key"],
+        &["kv", "scan"],
         &["kv", "delete", "key"],
         &["group", "transfer", &group, "--to", "1"],
     ];
@@ -91,6 +92,8 @@ fn bad_arguments_exit_with_2_and_say_why() {
         (&["kv", "get"], "key"),
         (&["group", "describe", "first"], "first"),
         (&["kv", "get", "key", "-o", "xml"], "xml"),
+        (&["kv", "scan", "--limit", "0"], "0"),
+        (&["kv", "scan", "--prefix", "a", "--to", "b"], "--to"),
     ] {
         let finished = polyraft(arguments);
         assert_eq!(finished.code(), 2, "{finished:?}");
@@ -117,6 +120,7 @@ fn help_has_examples() {
         &["group", "destroy", "--help"],
         &["kv", "get", "--help"],
         &["kv", "cas", "--help"],
+        &["kv", "scan", "--help"],
     ] {
         let help = polyraft(verb).success().expect("help");
         assert!(

@@ -13,3 +13,4 @@ mod groups;
 mod identity;
 mod membership;
 mod outages;
+mod scans;

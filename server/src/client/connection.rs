@@ -1,66 +1,16 @@
-//! A client for programs: calls any store of a cluster, and the next one if that cannot be reached.
-//!
-//! A call is tried at another store only if it certainly had no effect at the first, or if it
-//! counts once however often it arrives ([`Client::write_once`]). Results carry the leader's store;
-//! a client that has seen it goes there first for the same group's keys.
+//! Calls, and calls again: at one store after the other until one answers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use polyraft_store::sessions::{Once, Session};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::Client;
 use crate::failure::{Effect, Failure, REASON, Reason};
-use crate::peers::connect_lazily;
-use crate::proto::admin::admin_client::AdminClient;
-use crate::proto::kv::kv_client::KvClient;
-use crate::proto::kv::{
-    self, Condition, Consistency, GetRequest, GetResponse, Mutation, ResponseHeader, WriteRequest,
-    WriteResponse,
-};
-
-/// A connection to a cluster. Cheap to share by reference between tasks.
-#[derive(Debug)]
-pub struct Client {
-    endpoints: Vec<(String, Channel)>,
-    next: AtomicUsize,
-    timeout: Duration,
-}
 
 impl Client {
-    /// A client of the stores at `endpoints` (`HOST:PORT`); connects when it is used. Each call may
-    /// take `timeout`.
-    ///
-    /// # Errors
-    /// No endpoint is given, or one is no address.
-    pub fn new(endpoints: &[String], timeout: Duration) -> Result<Self, String> {
-        if endpoints.is_empty() {
-            return Err("no endpoint is given".to_owned());
-        }
-        let connect = |endpoint: &String| {
-            let channel =
-                connect_lazily(endpoint).ok_or_else(|| format!("{endpoint:?} is no HOST:PORT"))?;
-            Ok((endpoint.clone(), channel))
-        };
-        let endpoints = endpoints
-            .iter()
-            .map(connect)
-            .collect::<Result<_, String>>()?;
-        Ok(Self {
-            endpoints,
-            next: AtomicUsize::new(0),
-            timeout,
-        })
-    }
-
-    /// From now on each call may take `timeout`.
-    pub const fn set_timeout(&mut self, timeout: Duration) {
-        self.timeout = timeout;
-    }
-
     /// Calls `call` at one store after the other until one answers or refuses. `reads`: the call
     /// changes nothing.
     ///
@@ -85,7 +35,7 @@ impl Client {
         self.call_until(deadline, again, message, call).await
     }
 
-    async fn call_until<Q, A, F>(
+    pub(super) async fn call_until<Q, A, F>(
         &self,
         deadline: Instant,
         again: Again,
@@ -162,174 +112,17 @@ impl Client {
         );
         Failure { message, ..failure }
     }
-
-    /// Reads a key.
-    ///
-    /// # Errors
-    /// See [`Client::call`].
-    pub async fn get(&self, key: Bytes, stale: bool, group: u64) -> Result<GetResponse, Failure> {
-        let consistency = if stale {
-            Consistency::Stale
-        } else {
-            Consistency::Linearizable
-        };
-        let request = GetRequest {
-            key,
-            consistency: consistency.into(),
-            group,
-        };
-        self.call(true, request, |channel, request| async move {
-            KvClient::new(channel)
-                .max_decoding_message_size(usize::MAX)
-                .get(request)
-                .await
-        })
-        .await
-    }
-
-    /// An atomic write that counts once: it is sent again, also when nobody knows what became of
-    /// it, until there is an answer or the time of the call is over. `session` is one with the
-    /// group that holds the keys; it is renewed if the group does not know it and the write had
-    /// certainly no effect.
-    ///
-    /// # Errors
-    /// See [`Client::call`]; [`Reason::Busy`]: too many writes of the session are open.
-    pub async fn write_once(
-        &self,
-        session: &mut Session,
-        request: WriteRequest,
-    ) -> Result<WriteResponse, Failure> {
-        let deadline = Instant::now() + self.timeout;
-        loop {
-            let once = session.number().ok_or_else(|| {
-                Failure::new(Reason::Busy, "too many writes of the session are open")
-            })?;
-            let request = WriteRequest {
-                session: Some(once.into()),
-                ..request.clone()
-            };
-            let write =
-                |channel, request| async move { KvClient::new(channel).write(request).await };
-            let again = Again::CountsOnce;
-            let result = self.call_until(deadline, again, request, write).await;
-            session.end(once.sequence);
-            let Err(failure) = result else { return result };
-            match failure.index {
-                Some(index) if failure.effect == Effect::None && Instant::now() < deadline => {
-                    session.renew(once.session, index);
-                }
-                _ => return Err(failure),
-            }
-        }
-    }
-
-    /// Writes one key, or makes it absent.
-    ///
-    /// # Errors
-    /// See [`Client::call`].
-    pub async fn put(
-        &self,
-        key: Bytes,
-        value: Option<Bytes>,
-        group: u64,
-    ) -> Result<ResponseHeader, Failure> {
-        let request = put_request(key, value, group);
-        Ok(self.write(request).await?.header.unwrap_or_default())
-    }
-
-    /// Writes `value` if the key has the value `expected` (none: is absent); whether it did.
-    ///
-    /// # Errors
-    /// See [`Client::call`].
-    pub async fn cas(
-        &self,
-        key: Bytes,
-        expected: Option<Bytes>,
-        value: Bytes,
-        group: u64,
-    ) -> Result<bool, Failure> {
-        let request = cas_request(key, expected, value, group);
-        Ok(self.write(request).await?.applied)
-    }
-
-    /// An atomic write.
-    ///
-    /// # Errors
-    /// See [`Client::call`].
-    pub async fn write(&self, request: WriteRequest) -> Result<WriteResponse, Failure> {
-        self.call(false, request, |channel, request| async move {
-            KvClient::new(channel).write(request).await
-        })
-        .await
-    }
-
-    /// A call of the admin interface.
-    ///
-    /// # Errors
-    /// See [`Client::call`].
-    pub async fn admin<Q, A, F>(
-        &self,
-        reads: bool,
-        message: Q,
-        call: impl Fn(AdminClient<Channel>, Request<Q>) -> F,
-    ) -> Result<A, Failure>
-    where
-        Q: Clone,
-        F: Future<Output = Result<tonic::Response<A>, Status>>,
-    {
-        self.call(reads, message, |channel, request| {
-            call(
-                AdminClient::new(channel).max_decoding_message_size(usize::MAX),
-                request,
-            )
-        })
-        .await
-    }
 }
 
 /// When a call is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Again {
+pub(super) enum Again {
     /// If it certainly had no effect.
     WithoutEffect,
     /// It has none.
     Reads,
     /// Also if it may have had it.
     CountsOnce,
-}
-
-/// The request of [`Client::put`].
-#[must_use]
-pub fn put_request(key: Bytes, value: Option<Bytes>, group: u64) -> WriteRequest {
-    WriteRequest {
-        mutations: vec![Mutation { key, value }],
-        group,
-        ..WriteRequest::default()
-    }
-}
-
-/// The request of [`Client::cas`].
-#[must_use]
-pub fn cas_request(key: Bytes, expected: Option<Bytes>, value: Bytes, group: u64) -> WriteRequest {
-    let condition = Condition {
-        key: key.clone(),
-        value: expected,
-    };
-    WriteRequest {
-        conditions: vec![condition],
-        ..put_request(key, Some(value), group)
-    }
-}
-
-impl From<Once> for kv::Session {
-    fn from(once: Once) -> Self {
-        Self {
-            client: once.session.client.get(),
-            since: once.session.since,
-            sequence: once.sequence,
-            acknowledged: once.acknowledged,
-        }
-    }
 }
 
 /// What a status of a store, or of the connection to it, says.
@@ -391,6 +184,8 @@ fn describe(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
