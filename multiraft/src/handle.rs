@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use polyraft_core::{
-    ConfChangeKind, EntryId, Index, Message, Payload, ReplicaId, RoleName, Status, Transition,
+    ConfChangeKind, EntryId, Index, Message, Payload, ReplicaId, RoleName, Status, Term, Transition,
 };
 
 use crate::budget::Budget;
@@ -23,12 +23,41 @@ use crate::sync::Sender;
 use crate::worker::{Counters, Shared};
 
 /// Leave to read: the local state machine contains every write acknowledged before the request.
+///
+/// It says what held when it was given. Until the data is read the replica may have been removed or fed by
+/// snapshot, or its keys may have moved, so that a key is absent that is not: what was read counts only if
+/// [`ReadPermit::still_holds`] says so *afterwards*.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadPermit {
     /// The index the state machine has reached at least.
     pub applied: Index,
     /// The descriptor as of then.
     pub descriptor: Arc<GroupDescriptor>,
+    /// The replica that leads the group here.
+    pub replica: ReplicaId,
+    /// The term in which it does.
+    pub term: Term,
+}
+
+impl ReadPermit {
+    /// Whether what was read since the permit was given may be answered: the replica is here and has led all
+    /// the time, and the group has the range that it had. Else nothing can be said of what was read, and
+    /// whoever wants to know asks again, perhaps another group.
+    ///
+    /// What ends a replica, its leadership or its range is made known before its data is touched, and nobody
+    /// leads twice in a term; therefore it is enough to look once, after the read.
+    #[must_use]
+    pub fn still_holds(&self, host: &HostHandle) -> bool {
+        let group = self.descriptor.group;
+        let (Some(summary), Some(descriptor)) = (host.summary(group), host.descriptor(group))
+        else {
+            return false;
+        };
+        let basic = &summary.basic;
+        let leads = basic.soft_state.role == RoleName::Leader && basic.hard_state.term == self.term;
+        let range = descriptor.epoch.range == self.descriptor.epoch.range;
+        leads && range && summary.replica == self.replica
+    }
 }
 
 /// One wanted change of membership, by store; the host picks and looks up replica ids.

@@ -54,8 +54,8 @@ async fn main() -> anyhow::Result<()> {
     }
     // A read sees every sum that was replied before it.
     for node in &nodes {
-        if let Ok(permit) = node.read(100).await {
-            let sum = node.data().get(&permit.descriptor, b"sum")?;
+        let sum = node.read_with(100, |data, group| data.get(group, b"sum"));
+        if let Ok(sum) = sum.await {
             println!("its leader reads {:?}", sum.map(|bytes| number(&bytes)));
         }
     }

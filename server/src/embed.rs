@@ -18,6 +18,7 @@ use polyraft_multiraft::{
     GroupDescriptor, GroupId, Host, HostConfig, HostEnv, HostHandle, KeyRange, Member, ReadPermit,
     Reject, Responder, StoreId,
 };
+use polyraft_store::disk::DiskError;
 use polyraft_store::{Application, Identity, RocksDisk, SharedData, Store, StoreOptions};
 use polyraft_transport::{GrpcTransport, TransportConfig};
 use tokio::net::TcpListener;
@@ -181,12 +182,33 @@ impl<A: Application> Node<A> {
         ask(|respond| self.handle.propose(GroupId(group), command, respond)).await
     }
 
-    /// Waits until [`Node::data`] contains every write that was acknowledged before this call.
+    /// Waits until [`Node::data`] contains every write that was acknowledged before this call. Whoever
+    /// reads must look afterwards whether the permit [still holds](ReadPermit::still_holds);
+    /// [`Node::read_with`] does both.
     ///
     /// # Errors
     /// See [`HostHandle::read`].
     pub async fn read(&self, group: u64) -> Result<ReadPermit, Reject> {
         ask(|respond| self.handle.read(GroupId(group), respond)).await
+    }
+
+    /// Reads linearizably: gives `look` the applied data, and what it returned to the caller if the
+    /// permit still held afterwards. Else it looks again.
+    ///
+    /// # Errors
+    /// See [`HostHandle::read`]; or the engine's, as [`Reject::Refused`].
+    pub async fn read_with<T>(
+        &self,
+        group: u64,
+        look: impl Fn(&SharedData<A, RocksDisk>, &GroupDescriptor) -> Result<T, DiskError>,
+    ) -> Result<T, Reject> {
+        loop {
+            let permit = self.read(group).await?;
+            let found = look(&self.data, &permit.descriptor);
+            if permit.still_holds(&self.handle) {
+                return found.map_err(|error| Reject::Refused(error.to_string()));
+            }
+        }
     }
 
     /// Stops in good order and flushes what was applied, so that the next start has nothing to replay.

@@ -137,9 +137,12 @@ fn settle_reads(replica: &mut Replica) {
     }
     let applied = replica.node.applied();
     let descriptor = &replica.descriptor;
+    let (id, term) = (replica.id, replica.node.basic_status().hard_state.term);
     replica.reads.release(applied, || ReadPermit {
         applied,
         descriptor: Arc::clone(descriptor),
+        replica: id,
+        term,
     });
 }
 

@@ -15,4 +15,5 @@ mod machine;
 mod membership;
 mod network;
 mod node;
+mod reads;
 mod unreachable;

@@ -160,14 +160,9 @@ impl Server {
         let permit = self.ask(group, source.call, ask).await?;
         let header = self.leader_header(group, permit.applied.0);
         let part = self.read_part(&permit.descriptor, header, page)?;
-        // While this task waited for its turn the replica may have been removed, and its data with it.
-        match part {
-            Some(part) if self.leads(group) => Ok(part),
-            _ => {
-                let text = "the replica stopped leading while it was read";
-                Err(Failure::new(Reason::NotLeader, text))
-            }
-        }
+        self.check_permit(&permit)?;
+        // It leads, so nothing is being installed: the data is whole.
+        part.ok_or_else(|| self.not_whole(group))
     }
 
     /// Reads the disk; none while the group's data is not whole here.

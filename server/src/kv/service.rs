@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange};
+use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange, ReadPermit};
 use polyraft_store::sessions::{Once, SessionId, SessionReply};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -132,15 +132,21 @@ impl Server {
         check_range(permit.descriptor.range.as_ref(), key)?;
         let value = tokio::task::block_in_place(|| self.data.get(&permit.descriptor, key));
         let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
-        // While this task waited for its turn the replica may have been removed, and its data with it.
-        if !self.leads(group) {
-            let text = "the replica stopped leading while it was read";
-            return Err(Failure::new(Reason::NotLeader, text));
-        }
+        self.check_permit(&permit)?;
         Ok(GetResponse {
             value,
             header: Some(self.leader_header(group, permit.applied.0)),
         })
+    }
+
+    /// To be called after the data was read: while this task waited for its turn the replica may have
+    /// been removed, and its data with it.
+    pub(super) fn check_permit(&self, permit: &ReadPermit) -> Result<(), Failure> {
+        if permit.still_holds(&self.handle) {
+            return Ok(());
+        }
+        let text = "the replica stopped leading, or its range changed, while it was read";
+        Err(Failure::new(Reason::NotLeader, text))
     }
 
     /// What this store holds, or the truth that it holds nothing of the group.

@@ -341,7 +341,7 @@ impl World {
         self.pause(at, doing);
     }
 
-    /// The read itself, as the server does it: the replica must still lead after it.
+    /// The read itself, as the server does it: the permit must still hold after it.
     fn read(&mut self, at: usize, doing: Doing, incarnation: u64, permit: &ReadPermit) {
         let store = self.stores.get(&doing.at);
         let store = store.filter(|store| store.incarnation == incarnation);
@@ -350,12 +350,9 @@ impl World {
             return self.pause(at, doing);
         };
         let output = running.machine.query(&permit.descriptor, query);
-        let summary = running.parts.handle.summary(doing.group);
-        let leads = summary.is_some_and(|summary| {
-            summary.basic.soft_state.role == polyraft_core::RoleName::Leader
-        });
+        let holds = permit.still_holds(&running.parts.handle);
         match output {
-            Ok(output) if leads => self.answered(at, doing, output),
+            Ok(output) if holds => self.answered(at, doing, output),
             Ok(_) => {
                 sometimes!(true, "world: read after leadership");
                 self.pause(at, doing);
