@@ -60,12 +60,14 @@ pub(crate) enum Local {
     Membership,
     /// A snapshot that is being installed.
     Installing,
-    /// What the application keeps beside its keys, such as sessions.
+    /// What the application keeps beside its keys.
     Application,
     /// User data of a group without a range.
     Private,
     /// The sessions of the group's clients.
     Session,
+    /// The group was merged into another one, and nothing else of it is left here.
+    Merged,
 }
 
 impl Local {
@@ -77,6 +79,7 @@ impl Local {
             Self::Application => 4,
             Self::Private => 5,
             Self::Session => 6,
+            Self::Merged => 7,
         }
     }
 }
@@ -157,6 +160,10 @@ mod tests {
             &local(GroupId(1), Local::Session, b"k")[..],
             b"\0\0\0\0\0\0\0\0\x01\x06k"
         );
+        assert_eq!(
+            &local(GroupId(1), Local::Merged, b"")[..],
+            b"\0\0\0\0\0\0\0\0\x01\x07"
+        );
         assert_eq!(&user(b"key")[..], b"\x01key");
         assert_eq!(parse_record(&record(258)), Some(258));
         assert_eq!(
@@ -169,6 +176,6 @@ mod tests {
     fn order_of_bytes_is_order_of_numbers() {
         assert!(record(255) < record(256));
         assert!(entry(GroupId(1), Index(u64::MAX)) < entry(GroupId(2), Index(0)));
-        assert!(local(GroupId(u64::MAX), Local::Session, b"\xff") < user(b""));
+        assert!(local(GroupId(u64::MAX), Local::Merged, b"\xff") < user(b""));
     }
 }

@@ -28,7 +28,9 @@ mod sync;
 mod tables;
 
 pub use data::sessions::{self, Sessions};
-pub use data::{Application, DataStateMachine, GroupTxn, Page, Room, SharedData, Span, pair_bytes};
+pub use data::{
+    Application, DataStateMachine, GroupTxn, Page, Room, SharedData, Span, SplitAt, pair_bytes,
+};
 #[cfg(feature = "rocksdb")]
 pub use engine::{Store, StoreOptions};
 pub use log::{LogOptions, RaftLog};

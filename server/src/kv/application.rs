@@ -1,9 +1,10 @@
 //! What the groups of the ready server replicate: a map of bytes to bytes.
 
 use bytes::Bytes;
-use polyraft_multiraft::env;
+use polyraft_core::EntryId;
+use polyraft_multiraft::{GroupDescriptor, env};
 use polyraft_store::disk::DiskError;
-use polyraft_store::{Application, GroupTxn, Sessions};
+use polyraft_store::{Application, GroupTxn, Sessions, SplitAt};
 
 use super::command::{Command, Reply, in_session, of_a_session};
 
@@ -21,6 +22,32 @@ impl Application for Kv {
         let reply = Sessions::new(Plain).apply(txn, &env::Command { id, data })?;
         Ok(of_a_session(&reply))
     }
+
+    /// A command of a session may have been applied when its keys were here: the sessions know.
+    fn refuse(&self, descriptor: &GroupDescriptor, command: &env::Command) -> Option<Bytes> {
+        match in_session(&command.data) {
+            Some(_) => None,
+            None => Plain.refuse(descriptor, command),
+        }
+    }
+
+    fn split(
+        &self,
+        at: SplitAt,
+        left: &mut GroupTxn<'_>,
+        right: &mut GroupTxn<'_>,
+    ) -> Result<(), DiskError> {
+        Sessions::new(Plain).split(at, left, right)
+    }
+
+    fn merge(
+        &self,
+        at: EntryId,
+        left: &mut GroupTxn<'_>,
+        right: &GroupTxn<'_>,
+    ) -> Result<(), DiskError> {
+        Sessions::new(Plain).merge(at, left, right)
+    }
 }
 
 /// The commands themselves.
@@ -32,13 +59,6 @@ impl Application for Plain {
         let Some(command) = Command::decode(&command.data) else {
             return Ok(Reply::Malformed.encode());
         };
-        // The range is the replicated one, so every replica decides alike. A key outside comes from
-        // a router that was behind; it must not reach the transaction, which treats it as a bug.
-        if let Some(range) = &txn.descriptor().range
-            && !command.keys().all(|key| range.contains(key))
-        {
-            return Ok(Reply::OutOfRange.encode());
-        }
         for (key, expected) in &command.conditions {
             if txn.get(key)? != *expected {
                 return Ok(Reply::ConditionFailed.encode());
@@ -52,6 +72,15 @@ impl Application for Plain {
         }
         Ok(Reply::Applied.encode())
     }
+
+    /// The range is the replicated one, so every replica decides alike. A key outside comes from a
+    /// router that was behind; it must not reach the transaction, which treats it as a bug.
+    fn refuse(&self, descriptor: &GroupDescriptor, command: &env::Command) -> Option<Bytes> {
+        let range = descriptor.range.as_ref()?;
+        let command = Command::decode(&command.data)?;
+        let within = command.keys().all(|key| range.contains(key));
+        (!within).then(|| Reply::OutOfRange.encode())
+    }
 }
 
 #[cfg(test)]
@@ -59,9 +88,8 @@ mod tests {
     use std::num::NonZeroU64;
     use std::sync::Arc;
 
-    use polyraft_core::EntryId;
     use polyraft_multiraft::env::{ApplyItem, StateMachine};
-    use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
+    use polyraft_multiraft::{AppliedState, GroupId, KeyRange};
     use polyraft_store::sessions::{Session, SessionReply};
     use polyraft_store::{DataStateMachine, MemoryDisk};
 
@@ -69,8 +97,17 @@ mod tests {
     use super::*;
 
     fn apply(machine: &DataStateMachine<Kv, MemoryDisk>, commands: &[Bytes]) -> Vec<SessionReply> {
+        apply_to(machine, None, commands)
+    }
+
+    fn apply_to(
+        machine: &DataStateMachine<Kv, MemoryDisk>,
+        range: Option<KeyRange>,
+        commands: &[Bytes],
+    ) -> Vec<SessionReply> {
         let descriptor = GroupDescriptor {
             group: GroupId(1),
+            range,
             ..GroupDescriptor::default()
         };
         let command = |(index, data): (u64, &Bytes)| env::Command {
@@ -130,5 +167,41 @@ mod tests {
             applied(Reply::Malformed),
         ];
         assert_eq!(replies, expected);
+    }
+
+    #[test]
+    fn keys_that_are_not_here_are_refused_and_leave_no_trace() {
+        let disk = MemoryDisk::new();
+        let machine = DataStateMachine::new(Kv, disk.clone());
+        let put = |key: &'static [u8]| Command {
+            conditions: Vec::new(),
+            mutations: vec![(Bytes::from_static(key), Some(Bytes::from_static(b"v")))],
+        };
+        let range = |end: &'static [u8]| {
+            Some(KeyRange {
+                start: Bytes::from_static(b"b"),
+                end: Some(Bytes::from_static(end)),
+            })
+        };
+        let once = Session::new(NonZeroU64::MIN, 0).number().unwrap();
+        let commands = [
+            put(b"a").encode(),
+            put(b"c").encode_once(once),
+            put(b"c").encode(),
+        ];
+        let replies = apply_to(&machine, range(b"c"), &commands);
+        let refusal = Reply::OutOfRange.encode();
+        let expected = [
+            SessionReply::Applied(refusal.clone()),
+            SessionReply::Refused(refusal.clone()),
+            SessionReply::Applied(refusal),
+        ];
+        assert_eq!(replies, expected);
+        // The same write, where its key is; and once more, where it is not any more.
+        let applied = SessionReply::Applied(Reply::Applied.encode());
+        for end in [b"d".as_slice(), b"c"] {
+            let again = apply_to(&machine, range(end), &commands[1..2]);
+            assert_eq!(again, std::slice::from_ref(&applied));
+        }
     }
 }

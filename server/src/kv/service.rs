@@ -314,7 +314,9 @@ impl Server {
 /// The reply to a command that was applied, now or by an earlier copy.
 fn applied(reply: &Bytes) -> Result<Reply, Failure> {
     match decode_reply(reply).ok_or_else(unknown_answer)? {
-        SessionReply::Applied(reply) => Reply::decode(&reply).ok_or_else(unknown_answer),
+        SessionReply::Applied(reply) | SessionReply::Refused(reply) => {
+            Reply::decode(&reply).ok_or_else(unknown_answer)
+        }
         SessionReply::Expired { index } => Err(Failure {
             index: Some(index),
             ..Failure::new(

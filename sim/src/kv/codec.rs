@@ -4,6 +4,7 @@
 //! command: '!' | 'p' key u8, value u64 | 'd' key u8 | 'c' key u8, expected, value u64
 //!              | 'a' key u8, n u64
 //! reply:   index u64 | 'P' | 'D' | 'C' swapped u8, seen | 'A' value u64 | 'M' (malformed)
+//!              | 'E' (the key is elsewhere)
 //! query:   '?' | 'g' key u8 | 's'
 //! answer:  '=' | value, one for 'g', one per key for 's'
 //! ```
@@ -36,6 +37,7 @@ pub(super) enum Outcome {
     Cas { swapped: bool, seen: Option<u64> },
     Added(u64),
     Malformed,
+    Elsewhere,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +142,7 @@ impl Reply {
                 out.put_u64(value);
             }
             Outcome::Malformed => out.put_u8(b'M'),
+            Outcome::Elsewhere => out.put_u8(b'E'),
         }
         out.freeze()
     }
@@ -156,6 +159,7 @@ impl Reply {
             },
             b'A' => Outcome::Added(rest.try_get_u64().ok()?),
             b'M' => Outcome::Malformed,
+            b'E' => Outcome::Elsewhere,
             _ => return None,
         };
         rest.is_empty().then_some(Self { index, outcome })
@@ -249,6 +253,7 @@ mod tests {
             },
             Outcome::Added(9),
             Outcome::Malformed,
+            Outcome::Elsewhere,
         ] {
             let reply = Reply { index: 5, outcome };
             assert_eq!(Reply::decode(&reply.encode()), Some(reply));

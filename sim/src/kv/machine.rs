@@ -41,10 +41,6 @@ impl Application for KvApplication {
             return reply(Outcome::Malformed);
         };
         let key = place(txn.descriptor(), key);
-        let range = txn.descriptor().range.as_ref();
-        if range.is_some_and(|range| !range.contains(&key)) {
-            return reply(Outcome::Malformed);
-        }
         let before = txn.get(&key)?.map(|bytes| value(&bytes)).transpose()?;
         let (after, outcome) = change.of(before);
         match after {
@@ -53,6 +49,16 @@ impl Application for KvApplication {
             _ => {}
         }
         reply(outcome)
+    }
+
+    fn refuse(&self, descriptor: &GroupDescriptor, command: &env::Command) -> Option<Bytes> {
+        let range = descriptor.range.as_ref()?;
+        let Command { key, .. } = Command::decode(&command.data)?;
+        if range.contains(&place(descriptor, key)) {
+            return None;
+        }
+        let (index, outcome) = (command.id.index.0, Outcome::Elsewhere);
+        Some(Reply { index, outcome }.encode())
     }
 }
 

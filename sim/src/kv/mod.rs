@@ -216,11 +216,11 @@ impl Subject for Kv {
     }
 
     fn tells(&self, _operation: &Operation, output: &Bytes, in_doubt: bool) -> bool {
-        let expired = matches!(
+        let not_applied = matches!(
             SessionReply::decode(output),
-            Some(SessionReply::Expired { .. })
+            Some(SessionReply::Expired { .. } | SessionReply::Refused(_))
         );
-        !(expired && in_doubt)
+        !(not_applied && in_doubt)
     }
 
     fn parts(&self, operation: &Operation, output: &Bytes) -> Vec<Part> {
@@ -272,7 +272,7 @@ impl Subject for Kv {
             }
             SessionReply::AppliedBefore => Some(after),
             // Not in doubt: this was the only attempt.
-            SessionReply::Expired { .. } => Some(state.clone()),
+            SessionReply::Expired { .. } | SessionReply::Refused(_) => Some(state.clone()),
             // A client that waits for an answer has not acknowledged it, nor is it ahead of itself.
             SessionReply::Acknowledged | SessionReply::TooFarAhead | SessionReply::Malformed => {
                 None

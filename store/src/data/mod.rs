@@ -13,43 +13,39 @@
 //!    is lost is applied again.
 //! 4. The engine never brings back a synced batch over newer flushed data: a flush covers everything before
 //!    it, and recovery starts behind it.
+//! 5. A turn that changes ranges is flushed before the next batch that is logged (`sweep::Unflushed`): what
+//!    came before it does matter to other groups than that batch's own.
 
+mod application;
+mod install;
 mod pages;
+mod ranges;
 mod reads;
 pub mod sessions;
 mod snapshot;
+mod state;
+mod sweep;
 mod txn;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_core::{EntryId, planted};
+use bytes::Bytes;
+use polyraft_core::planted;
 use polyraft_multiraft::env::{
-    ApplyItem, Command, SnapshotSink, SnapshotSource, StagedSnapshot, StateMachine,
-    StateMachineError,
+    ApplyItem, SnapshotSink, SnapshotSource, StagedSnapshot, StateMachine, StateMachineError,
 };
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
 
+pub use self::application::{Application, SplitAt};
 pub use self::pages::{Page, Room, Span, pair_bytes};
-use self::snapshot::{
-    Sink, Source, damaged, remove_staged, staged_chunk, staged_state, staged_tokens, translate,
-};
+use self::ranges::{Changing, Turn};
+use self::snapshot::{Sink, Source, damaged, remove_staged, translate};
+use self::state::{put_state, read_state};
+use self::sweep::{Past, Unflushed};
 pub use self::txn::GroupTxn;
-use self::txn::user_bounds;
-use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability};
+use crate::disk::{Batch, Cf, Change, Disk, Durability};
 use crate::keys::{self, Local};
-
-/// What a user replicates: a deterministic function of a group's keys and a command.
-pub trait Application: Send + Sync + 'static {
-    /// Applies one committed command; the bytes returned go to whoever proposed it. Must depend on
-    /// nothing but the transaction and the command.
-    ///
-    /// # Errors
-    /// Only what the transaction returned: it stops the store. What is wrong with a command is said
-    /// in the reply.
-    fn apply(&self, txn: &mut GroupTxn<'_>, command: &Command) -> Result<Bytes, DiskError>;
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -57,6 +53,7 @@ pub struct DataStateMachine<A, D> {
     application: A,
     disk: D,
     next_token: AtomicU64,
+    unflushed: Unflushed,
 }
 
 impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
@@ -66,6 +63,7 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
             application,
             disk,
             next_token: AtomicU64::new(1),
+            unflushed: Unflushed::default(),
         }
     }
 
@@ -74,76 +72,22 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         read_state(group, get)
     }
 
-    /// Removes everything of a group but the marker of an installation.
-    fn clear(descriptor: &GroupDescriptor, batch: &mut Batch) {
-        let group = descriptor.group;
-        for kind in [Local::Applied, Local::Membership] {
-            batch.push((Cf::Data, Change::Delete(keys::local(group, kind, b""))));
-        }
-        let (start, end, _) = user_bounds(descriptor);
-        batch.push((Cf::Data, Change::DeleteRange(start, end)));
-        // What the application and the sessions keep, and the keys of a group without a range: one
-        // after the other.
-        let (start, end) = (
-            keys::local(group, Local::Application, b""),
-            keys::local_end(group, Local::Session),
-        );
-        batch.push((Cf::Data, Change::DeleteRange(start, end)));
+    /// No snapshot is staged under `token` from now on: it is taken.
+    fn above_token(&self, token: u64) {
+        let after = token.saturating_add(1);
+        self.next_token.fetch_max(after, Ordering::Relaxed);
     }
 
-    /// Replaces the group's data by what is staged under `token`. Can be repeated from the start at
-    /// any moment until the last batch, which makes the new state known and removes the marker.
-    fn install(&self, token: u64) -> Result<AppliedState, StateMachineError> {
-        let Some((chunks, state)) = staged_state(&self.disk, token).map_err(translate)? else {
-            return Err(StateMachineError::Fatal(format!(
-                "staged snapshot {token} is not there"
-            )));
-        };
-        let group = state.descriptor.group;
-        let mut batch = Batch::new();
-        if let Some(before) = self.load(group)? {
-            Self::clear(&before.descriptor, &mut batch);
+    /// Before anything is logged that must not be kept without a change of ranges before it.
+    fn settle_ranges(&self) -> Result<(), StateMachineError> {
+        match self.unflushed.has_changes() {
+            true => self.flush(),
+            false => Ok(()),
         }
-        Self::clear(&state.descriptor, &mut batch);
-        if planted!(RestoreKeepsOldKeys) {
-            batch.clear();
-        }
-        self.disk
-            .write(batch, Durability::Buffered)
-            .map_err(translate)?;
-        for chunk in 0..chunks {
-            let found = self
-                .disk
-                .get(Cf::Meta, &staged_chunk(token, chunk))
-                .map_err(translate)?;
-            let Some(bytes) = found else {
-                return Err(damaged(
-                    group,
-                    format!("chunk {chunk} of a snapshot is gone"),
-                ));
-            };
-            let mut batch = Batch::new();
-            snapshot::decode(&bytes, &state.descriptor, &mut batch)
-                .map_err(|why| damaged(group, format!("chunk {chunk} of a snapshot: {why}")))?;
-            self.disk
-                .write(batch, Durability::Buffered)
-                .map_err(translate)?;
-        }
-        let mut batch = Batch::new();
-        put_state(&state, true, &mut batch);
-        batch.push((
-            Cf::Data,
-            Change::Delete(keys::local(group, Local::Installing, b"")),
-        ));
-        batch.push(remove_staged(token));
-        self.disk
-            .write(batch, Durability::Synced)
-            .map_err(translate)?;
-        Ok(state)
     }
 
-    /// The groups that have anything here, ascending.
-    fn groups(&self) -> Result<Vec<GroupId>, StateMachineError> {
+    /// The groups that have anything here, ascending, with the first kind of what they have.
+    fn groups(&self) -> Result<Vec<(GroupId, u8)>, StateMachineError> {
         let (mut groups, mut start) = (Vec::new(), keys::local(GroupId(0), Local::Applied, b""));
         let end = keys::user(b"");
         loop {
@@ -154,65 +98,95 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
             let Some((key, _)) = page.first() else {
                 return Ok(groups);
             };
-            let Some((group, _)) = keys::parse_local(key) else {
+            let Some((group, kind)) = keys::parse_local(key) else {
                 let text = "a key in the column family data is malformed".to_owned();
                 return Err(StateMachineError::Fatal(text));
             };
-            groups.push(group);
+            groups.push((group, kind));
             if group.0 == u64::MAX {
                 return Ok(groups);
             }
             start = keys::local(GroupId(group.0 + 1), Local::Applied, b"");
         }
     }
+
+    /// One group's share of a turn; its replies.
+    fn apply_item(
+        &self,
+        item: &ApplyItem,
+        turn: &mut Turn,
+    ) -> Result<Vec<Bytes>, StateMachineError> {
+        let before = match &item.range_change {
+            None => None,
+            Some(_) => Some(self.load(item.group)?.ok_or_else(|| {
+                let text = format!("group {} changes its range and is not here", item.group);
+                StateMachineError::Fatal(text)
+            })?),
+        };
+        let descriptor = &before.as_ref().unwrap_or(&item.state).descriptor;
+        let mut txn = GroupTxn::new(&self.disk, descriptor);
+        let mut replies = Vec::with_capacity(item.commands.len());
+        for command in &item.commands {
+            let refused = self.application.refuse(descriptor, command);
+            replies.push(match refused {
+                Some(refusal) => refusal,
+                None => self
+                    .application
+                    .apply(&mut txn, command)
+                    .map_err(translate)?,
+            });
+        }
+        if let (Some(change), Some(before)) = (&item.range_change, &before) {
+            let changing = Changing {
+                application: &self.application,
+                disk: &self.disk,
+                before,
+                item,
+            };
+            changing.change(change, &mut txn, |group| self.load(group), turn)?;
+        }
+        txn.finish(turn.points());
+        Ok(replies)
+    }
 }
 
 impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
     fn recover(&self) -> Result<Vec<AppliedState>, StateMachineError> {
         let groups = self.groups()?;
-        for group in &groups {
-            let marker = keys::local(*group, Local::Installing, b"");
-            if let Some(mut token) = self.disk.get(Cf::Data, &marker).map_err(translate)? {
-                if token.len() != 8 {
-                    return Err(damaged(
-                        *group,
-                        "the marker of an installation is malformed",
-                    ));
-                }
-                tracing::info!(%group, "finishing the installation of a snapshot");
-                self.install(token.get_u64())?;
-            }
+        for (group, _) in &groups {
+            self.finish_install(*group)?;
         }
-        // Whatever else is staged was never offered to a replica that still waits for it.
-        let mut batch = Batch::new();
-        for token in staged_tokens(&self.disk).map_err(translate)? {
-            batch.push(remove_staged(token));
-            let after = token.saturating_add(1);
-            self.next_token.fetch_max(after, Ordering::Relaxed);
-        }
-        if !batch.is_empty() {
-            self.disk
-                .write(batch, Durability::Buffered)
-                .map_err(translate)?;
-        }
+        self.remove_leftovers()?;
         let mut states = Vec::new();
-        for group in groups {
+        for (group, _) in groups {
             states.extend(self.load(group)?);
         }
         Ok(states)
     }
 
     fn merged(&self) -> Result<Vec<GroupId>, StateMachineError> {
-        Ok(Vec::new())
+        // The marker comes last: in front it is all that there is.
+        let only_marker = |(group, kind)| (kind == Local::Merged.tag()).then_some(group);
+        Ok(self.groups()?.into_iter().filter_map(only_marker).collect())
     }
 
-    fn forget(&self, _group: GroupId) -> Result<(), StateMachineError> {
+    fn forget(&self, group: GroupId) -> Result<(), StateMachineError> {
+        let batch = vec![ranges::forget(group)];
+        self.disk
+            .write(batch, Durability::Volatile)
+            .map_err(translate)?;
+        self.unflushed.wrote(false);
         Ok(())
     }
 
     fn create(&self, state: &AppliedState) -> Result<(), StateMachineError> {
+        self.settle_ranges()?;
         let mut batch = Batch::new();
-        Self::clear(&state.descriptor, &mut batch);
+        let group = state.descriptor.group;
+        // What nobody has had is as it looks.
+        sweep::remove_local(&self.disk, group, Past::Seen, &mut batch).map_err(translate)?;
+        sweep::remove_keys(&self.disk, &state.descriptor, Past::Seen, &mut batch)
+            .map_err(translate)?;
         put_state(state, true, &mut batch);
         self.disk
             .write(batch, Durability::Synced)
@@ -220,25 +194,18 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
     }
 
     fn apply(&self, items: &mut [ApplyItem]) -> Result<(), StateMachineError> {
-        let mut batch = Batch::new();
+        let mut turn = Turn::default();
         let mut replies: Vec<Vec<Bytes>> = Vec::with_capacity(items.len());
         for item in items.iter() {
-            let mut txn = GroupTxn::new(&self.disk, &item.state.descriptor);
-            let mut each = Vec::with_capacity(item.commands.len());
-            for command in &item.commands {
-                each.push(
-                    self.application
-                        .apply(&mut txn, command)
-                        .map_err(translate)?,
-                );
-            }
-            txn.finish(&mut batch);
+            let each = self.apply_item(item, &mut turn)?;
+            let changed = item.membership_changed || item.range_change.is_some();
             if !planted!(DataWithoutIndex) || replies.is_empty() {
-                put_state(&item.state, item.membership_changed, &mut batch);
+                put_state(&item.state, changed, turn.points());
             }
             replies.push(each);
         }
-        order(&mut batch);
+        let changes_ranges = turn.changes_ranges;
+        let mut batch = turn.into_batch();
         if planted!(SessionsOutsideBatch) {
             let is_table = |(_, change): &mut (Cf, Change)| {
                 let local = change.key().and_then(|key| keys::parse_local(key));
@@ -261,6 +228,7 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
         self.disk
             .write(batch, Durability::Volatile)
             .map_err(translate)?;
+        self.unflushed.wrote(changes_ranges);
         for (item, replies) in items.iter_mut().zip(replies) {
             item.replies = replies;
         }
@@ -268,7 +236,10 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
     }
 
     fn flush(&self) -> Result<(), StateMachineError> {
-        self.disk.flush(Cf::Data).map_err(translate)
+        let covered = self.unflushed.begin();
+        self.disk.flush(Cf::Data).map_err(translate)?;
+        self.unflushed.end(covered);
+        Ok(())
     }
 
     fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotSource>, StateMachineError> {
@@ -293,13 +264,7 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
     }
 
     fn restore(&self, staged: &StagedSnapshot) -> Result<(), StateMachineError> {
-        let marker = keys::local(staged.state.descriptor.group, Local::Installing, b"");
-        let token = Bytes::copy_from_slice(&staged.token.to_be_bytes());
-        let batch = vec![(Cf::Data, Change::Put(marker, token))];
-        self.disk
-            .write(batch, Durability::Synced)
-            .map_err(translate)?;
-        self.install(staged.token).map(|_| ())
+        self.begin_install(staged)
     }
 
     fn discard(&self, staged: &StagedSnapshot) {
@@ -311,66 +276,21 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
     }
 
     fn destroy(&self, descriptor: &GroupDescriptor) -> Result<(), StateMachineError> {
-        let mut batch = Batch::new();
-        match self.load(descriptor.group)? {
-            Some(state) => Self::clear(&state.descriptor, &mut batch),
+        self.settle_ranges()?;
+        let (group, mut batch) = (descriptor.group, Batch::new());
+        let state = self.load(group)?;
+        if state.is_none() {
             // An installation that failed half-way leaves data without a state.
-            None => Self::clear(descriptor, &mut batch),
+            let past = self.unflushed.past();
+            sweep::remove_keys(&self.disk, descriptor, past, &mut batch).map_err(translate)?;
         }
-        let marker = keys::local(descriptor.group, Local::Installing, b"");
+        self.remove_group(group, state.as_ref(), &mut batch)?;
+        let marker = keys::local(group, Local::Installing, b"");
         batch.push((Cf::Data, Change::Delete(marker)));
         self.disk
             .write(batch, Durability::Synced)
             .map_err(translate)
     }
-}
-
-const VERSION: u8 = 1;
-
-/// Keys in order are found close to each other, in the engine's tree as in the processor's cache.
-/// What is done to one key stays in its order; a batch that deletes ranges is left as it is.
-fn order(batch: &mut Batch) {
-    let keys: Option<Vec<&Bytes>> = batch.iter().map(|(_, change)| change.key()).collect();
-    if keys.is_some_and(|keys| !keys.is_sorted()) {
-        batch.sort_by(|(_, one), (_, two)| one.key().cmp(&two.key()));
-    }
-}
-
-fn put_state(state: &AppliedState, membership: bool, batch: &mut Batch) {
-    let group = state.descriptor.group;
-    let mut applied = BytesMut::with_capacity(17);
-    applied.put_u8(VERSION);
-    applied.put_u64(state.last.term.0);
-    applied.put_u64(state.last.index.0);
-    let key = keys::local(group, Local::Applied, b"");
-    batch.push((Cf::Data, Change::Put(key, applied.freeze())));
-    if membership {
-        let key = keys::local(group, Local::Membership, b"");
-        batch.push((Cf::Data, Change::Put(key, state.encode())));
-    }
-}
-
-fn read_state(
-    group: GroupId,
-    get: impl Fn(Local) -> Result<Option<Bytes>, DiskError>,
-) -> Result<Option<AppliedState>, StateMachineError> {
-    let (applied, membership) = (
-        get(Local::Applied).map_err(translate)?,
-        get(Local::Membership).map_err(translate)?,
-    );
-    let (Some(mut applied), Some(membership)) = (applied, membership) else {
-        return Ok(None);
-    };
-    if applied.len() != 17 || applied.get_u8() != VERSION {
-        return Err(damaged(
-            group,
-            "the applied index is malformed or of an unknown version",
-        ));
-    }
-    let last = EntryId::new(applied.get_u64(), applied.get_u64());
-    let state =
-        AppliedState::decode(&membership).map_err(|error| damaged(group, error.to_string()))?;
-    Ok(Some(AppliedState { last, ..state }))
 }
 
 /// Shared by reads beside the state machine.

@@ -18,8 +18,11 @@ const SESSION_PAGE: usize = 8;
 pub struct GroupTxn<'a> {
     disk: &'a dyn Disk,
     descriptor: &'a GroupDescriptor,
-    changes: BTreeMap<Bytes, Option<Bytes>>,
+    changes: Changes,
 }
+
+/// New values by key; none: it is removed.
+pub(super) type Changes = BTreeMap<Bytes, Option<Bytes>>;
 
 impl<'a> GroupTxn<'a> {
     pub(crate) fn new(disk: &'a dyn Disk, descriptor: &'a GroupDescriptor) -> Self {
@@ -30,10 +33,30 @@ impl<'a> GroupTxn<'a> {
         }
     }
 
-    /// The group's descriptor as of the beginning of the turn.
+    /// The group's descriptor. Where turns begin differs from store to store: of what may change with any
+    /// entry, such as the members, an application must make nothing.
     #[must_use]
     pub const fn descriptor(&self) -> &GroupDescriptor {
         self.descriptor
+    }
+
+    /// The group's range, members or epoch have changed.
+    pub(super) const fn set_descriptor(&mut self, descriptor: &'a GroupDescriptor) {
+        self.descriptor = descriptor;
+    }
+
+    /// What the turn has changed of the keys of another group's range: it is not this group's any more.
+    pub(super) fn take_keys(&mut self, descriptor: &GroupDescriptor) -> Changes {
+        let (start, end, _) = user_bounds(descriptor);
+        let mut taken = self.changes.split_off(&start);
+        let mut above = taken.split_off(&end);
+        self.changes.append(&mut above);
+        taken
+    }
+
+    /// What [`Self::take_keys`] of another group gave.
+    pub(super) fn give_keys(&mut self, mut taken: Changes) {
+        self.changes.append(&mut taken);
     }
 
     /// The value of a key.
@@ -56,19 +79,7 @@ impl<'a> GroupTxn<'a> {
         limit: usize,
     ) -> Result<Vec<Pair>, DiskError> {
         scan_user(self.descriptor, start, end, limit, |from, to, limit| {
-            let bounds = (Bound::Included(from), Bound::Excluded(to));
-            let changes = || self.changes.range::<[u8], _>(bounds);
-            // So many that enough remain when every changed key is a removed one.
-            let enough = limit.saturating_add(changes().count());
-            let found = self.disk.scan(Cf::Data, from, Some(to), enough)?;
-            let mut merged: BTreeMap<Bytes, Bytes> = found.into_iter().collect();
-            for (key, value) in changes() {
-                match value {
-                    Some(value) => merged.insert(key.clone(), value.clone()),
-                    None => merged.remove(key),
-                };
-            }
-            Ok(merged.into_iter().take(limit).collect())
+            self.merged(from, to, limit)
         })
     }
 
@@ -91,7 +102,7 @@ impl<'a> GroupTxn<'a> {
         Ok(())
     }
 
-    /// A value that the application keeps for the group beside its keys, such as a session.
+    /// A value that the application keeps for the group beside its keys.
     ///
     /// # Errors
     /// The engine's.
@@ -115,6 +126,19 @@ impl<'a> GroupTxn<'a> {
         self.changes.insert(key, None);
     }
 
+    /// Such values with names of `[start, end)` in order, at most `limit` of them; no `end`: to the last.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn local_scan(
+        &self,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        self.local_pairs(Local::Application, start, end, limit)
+    }
+
     /// A value of the session table.
     pub(super) fn session_get(&self, name: &[u8]) -> Result<Option<Bytes>, DiskError> {
         self.read(&keys::local(self.descriptor.group, Local::Session, name))
@@ -130,6 +154,11 @@ impl<'a> GroupTxn<'a> {
     pub(super) fn session_delete(&mut self, name: &[u8]) {
         let key = keys::local(self.descriptor.group, Local::Session, name);
         self.changes.insert(key, None);
+    }
+
+    /// Values of the session table from `start` on, at most `limit` of them.
+    pub(super) fn session_scan(&self, start: &[u8], limit: usize) -> Result<Vec<Pair>, DiskError> {
+        self.local_pairs(Local::Session, start, None, limit)
     }
 
     /// The first value of the session table from `name` on, with its name.
@@ -157,6 +186,46 @@ impl<'a> GroupTxn<'a> {
             .chain(stored)
             .min_by(|one, two| one.0.cmp(&two.0));
         Ok(first.map(|(key, value)| (key.slice(prefix..), value)))
+    }
+
+    /// What is there with everything that the turn has changed.
+    fn merged(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, DiskError> {
+        let bounds = (Bound::Included(from), Bound::Excluded(to));
+        let changes = || self.changes.range::<[u8], _>(bounds);
+        // So many that enough remain when every changed key is a removed one.
+        let enough = limit.saturating_add(changes().count());
+        let found = self.disk.scan(Cf::Data, from, Some(to), enough)?;
+        let mut merged: BTreeMap<Bytes, Bytes> = found.into_iter().collect();
+        for (key, value) in changes() {
+            match value {
+                Some(value) => merged.insert(key.clone(), value.clone()),
+                None => merged.remove(key),
+            };
+        }
+        Ok(merged.into_iter().take(limit).collect())
+    }
+
+    /// Pairs of one kind of what the group keeps beside its keys, with their names.
+    fn local_pairs(
+        &self,
+        kind: Local,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Pair>, DiskError> {
+        let group = self.descriptor.group;
+        let from = keys::local(group, kind, start);
+        let to = end.map_or_else(
+            || keys::local_end(group, kind),
+            |end| keys::local(group, kind, end),
+        );
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let prefix = from.len() - start.len();
+        let found = self.merged(&from, &to, limit)?;
+        let named = |(key, value): Pair| (key.slice(prefix..), value);
+        Ok(found.into_iter().map(named).collect())
     }
 
     fn read(&self, key: &Bytes) -> Result<Option<Bytes>, DiskError> {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::{Envelope, Once, SessionId, WINDOW};
 
-/// A session as its client keeps it: of one client with one group.
+/// A session as its client keeps it: of one client with one group, and with whatever groups come out of
+/// that or take it in.
 ///
 /// [`Session::begin`] makes a command of it, which may be proposed as often as needed until it is
 /// answered. [`Session::end`] says that it was answered, or that nobody waits for it any more.
@@ -22,8 +23,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// A new session. No other client may have drawn `client`; `since` is an index that the group's
-    /// log has reached, from any answer of the group, or 0 if none is known.
+    /// A new session. No other client may have drawn `client`, and a client draws one for each session
+    /// that it has at the same time: the groups that they are with may become one. `since` is an index
+    /// that the group's log has reached, from any answer of the group, or 0 if none is known.
     #[must_use]
     pub const fn new(client: NonZeroU64, since: u64) -> Self {
         Self {

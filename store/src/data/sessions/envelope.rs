@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! envelope: version u8 = 1 | client u64 | (since u64 | sequence u64 | acknowledged u64) | command
-//! reply:    version u8 = 1 | outcome u8 | (index u64 if expired, a reply if applied)
+//! reply:    version u8 = 1 | outcome u8 | (index u64 if expired, a reply if applied or refused)
 //! ```
 //!
 //! Without a session the client is 0, and what is in brackets is not there. Integers are
@@ -15,13 +15,14 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 const VERSION: u8 = 1;
 
-/// Which session of a group; no two sessions may have the same.
+/// Which session; no two sessions may have the same, whatever the groups that they are with: groups split
+/// and merge, and their sessions with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId {
     /// Drawn by the client; no two clients may draw the same.
     pub client: NonZeroU64,
-    /// An index that the group's log had reached before the session's first command was proposed; 0
-    /// is always true, and enough for a group that never evicted a session.
+    /// What the group's clock had reached before the session's first command was proposed, or less; 0 is
+    /// always true, and enough for a group that never evicted a session. An index of its log will do.
     pub since: u64,
 }
 
@@ -57,7 +58,7 @@ pub enum SessionReply {
     /// from now on; what became of earlier ones is not known. A new session may say that it exists
     /// since `index`.
     Expired {
-        /// The index of this command.
+        /// What the group's clock was at this command.
         index: u64,
     },
     /// The client said that it needs no answer. This copy was not applied; what became of earlier
@@ -68,6 +69,9 @@ pub enum SessionReply {
     TooFarAhead,
     /// Not an envelope that this version knows. Not applied.
     Malformed,
+    /// The keys are not this group's: the application's refusal. This copy was not applied, and no
+    /// earlier one by this group; the same command may go to the group that has the keys.
+    Refused(Bytes),
 }
 
 impl Envelope {
@@ -136,6 +140,11 @@ impl SessionReply {
             Self::Acknowledged => out.put_u8(3),
             Self::TooFarAhead => out.put_u8(4),
             Self::Malformed => out.put_u8(5),
+            Self::Refused(refusal) => {
+                out.reserve(1 + refusal.len());
+                out.put_u8(6);
+                out.put_slice(refusal);
+            }
         }
         out.freeze()
     }
@@ -156,6 +165,7 @@ impl SessionReply {
             3 => Self::Acknowledged,
             4 => Self::TooFarAhead,
             5 => Self::Malformed,
+            6 => return Some(Self::Refused(rest)),
             _ => return None,
         };
         rest.is_empty().then_some(reply)
@@ -211,7 +221,7 @@ mod tests {
 
     #[test]
     fn replies() {
-        let replies: [(SessionReply, &[u8]); 6] = [
+        let replies: [(SessionReply, &[u8]); 7] = [
             (SessionReply::Applied(Bytes::from_static(b"r")), b"\x01\0r"),
             (SessionReply::AppliedBefore, b"\x01\x01"),
             (
@@ -221,6 +231,10 @@ mod tests {
             (SessionReply::Acknowledged, b"\x01\x03"),
             (SessionReply::TooFarAhead, b"\x01\x04"),
             (SessionReply::Malformed, b"\x01\x05"),
+            (
+                SessionReply::Refused(Bytes::from_static(b"r")),
+                b"\x01\x06r",
+            ),
         ];
         for (reply, golden) in replies {
             assert_eq!(reply.encode(), golden);
@@ -230,7 +244,7 @@ mod tests {
             b"".as_slice(),
             b"\x01",
             b"\x02\x01",
-            b"\x01\x06",
+            b"\x01\x07",
             b"\x01\x01x",
             b"\x01\x02\0",
         ] {

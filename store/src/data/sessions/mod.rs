@@ -25,20 +25,39 @@
 //! log is always let in; others learn one from the refusal. For the same reason a session cannot be
 //! closed: forgetting it early would need a horizon of its own.
 //!
+//! # How it stays so when groups split and merge
+//! What is said of an index above is said of the group's *clock*: the index of its log plus an offset that
+//! is 0 at first. A split gives each new group a copy of the table, and a clock that goes on from that of
+//! the old one. What a group knows is then enough for its keys: *a session that is in its table had no
+//! effect on them that the table does not know of, and one that is not there had none at all, or exists
+//! for longer than since the horizon.* A command for keys that went elsewhere is refused by the
+//! application ([`Application::refuse`]) and leaves no trace, so that its next copy may find them.
+//!
+//! For the whole of two groups that merge, it holds of a session that is in both tables, if the replies of
+//! both are kept; of one that is in neither, if the higher horizon counts; and of one that is in one of
+//! them and exists since the other's horizon or later. Whoever is in one of them and exists for longer
+//! may have been in the other and had effects there: it goes, and is not let in again, since the
+//! horizon is above it. Then, as ever, those go that were not used for longest until the rest has room.
+//! The clock is above both clocks, or at least above all that the tables name. Nobody is refused for
+//! ever: a refusal says what the clock is, and a session since then is let in.
+//!
 //! All of this follows from the log alone, so all replicas decide alike. The limits are part of the
 //! format: to change them takes a new version of the envelope.
 
 mod client;
 mod envelope;
+mod ranges;
 mod table;
 
 use bytes::Bytes;
+use polyraft_core::EntryId;
+use polyraft_multiraft::GroupDescriptor;
 use polyraft_multiraft::env::Command;
 
 pub use self::client::Session;
 pub use self::envelope::{Envelope, Once, SessionId, SessionReply};
 use self::table::{Entry, Table};
-use super::{Application, GroupTxn};
+use super::{Application, GroupTxn, SplitAt};
 use crate::disk::DiskError;
 
 /// Sessions that a group knows.
@@ -74,16 +93,21 @@ impl<A: Application, const MAX: u64> Sessions<A, MAX> {
         once: &Once,
         command: &Command,
     ) -> Result<SessionReply, DiskError> {
-        let index = command.id.index.0;
-        let since = once.session.since;
         let known = Entry::load(txn, once.session)?;
         let is_new = known.is_none();
+        let mut entry = known.unwrap_or_default();
+        if !entry.replies.contains_key(&once.sequence)
+            && let Some(refusal) = self.0.refuse(txn.descriptor(), command)
+        {
+            return Ok(SessionReply::Refused(refusal));
+        }
+        let index = Table::clock(txn, command.id.index)?;
+        let since = once.session.since;
         // A session of an index that is not there yet, if let in, would not be behind the horizon
         // when it is evicted. It was one of an earlier group with the same number perhaps.
         if is_new && (since >= index || since < Table::load(txn)?.horizon) {
             return Ok(SessionReply::Expired { index });
         }
-        let mut entry = known.unwrap_or_default();
         let acknowledged = entry.acknowledged.max(once.acknowledged);
         if once.sequence < acknowledged {
             return Ok(SessionReply::Acknowledged);
@@ -123,9 +147,37 @@ impl<A: Application, const MAX: u64> Application for Sessions<A, MAX> {
             data,
         };
         let reply = match once {
-            None => SessionReply::Applied(self.0.apply(txn, &inner)?),
+            None => match self.0.refuse(txn.descriptor(), &inner) {
+                Some(refusal) => SessionReply::Refused(refusal),
+                None => SessionReply::Applied(self.0.apply(txn, &inner)?),
+            },
             Some(once) => self.apply_once(txn, &once, &inner)?,
         };
         Ok(reply.encode())
+    }
+
+    /// Which keys a command is for is asked only if it has not been applied before.
+    fn refuse(&self, _descriptor: &GroupDescriptor, _command: &Command) -> Option<Bytes> {
+        None
+    }
+
+    fn split(
+        &self,
+        at: SplitAt,
+        left: &mut GroupTxn<'_>,
+        right: &mut GroupTxn<'_>,
+    ) -> Result<(), DiskError> {
+        ranges::split(at, left, right)?;
+        self.0.split(at, left, right)
+    }
+
+    fn merge(
+        &self,
+        at: EntryId,
+        left: &mut GroupTxn<'_>,
+        right: &GroupTxn<'_>,
+    ) -> Result<(), DiskError> {
+        ranges::merge(at, left, right, MAX)?;
+        self.0.merge(at, left, right)
     }
 }

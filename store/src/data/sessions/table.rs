@@ -2,11 +2,12 @@
 //!
 //! | name | value |
 //! |---|---|
-//! | 0 | [`Table`]: version u8 = 1, sessions u64, horizon u64 |
+//! | 0 | [`Table`]: version u8 = 1, sessions u64, horizon u64; version u8 = 2, the same, offset u64 |
 //! | 1, client u64, since u64 | [`Entry`]: version u8 = 1, last u64, acknowledged u64, (ahead u8, length u16, reply) * |
 //! | 2, index u64 | queue for eviction: client u64, since u64 |
 //!
-//! `ahead` counts from `acknowledged`; the length 65535 stands for a reply that was not kept.
+//! `ahead` counts from `acknowledged`; the length 65535 stands for a reply that was not kept. Indexes are
+//! those of the group's clock: of its log, plus the offset. A head without an offset is of version 1.
 //!
 //! Invariants: every session has one place in the queue, at or below the index at which it was last
 //! used, and both lie above the horizon. A place is brought up to date only when it comes to the
@@ -17,11 +18,14 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft_core::Index;
 
 use super::{GroupTxn, REPLY_BYTES_MAX, SessionId};
 use crate::disk::DiskError;
 
 const VERSION: u8 = 1;
+/// Of a head with an offset.
+const VERSION_OFFSET: u8 = 2;
 const TABLE: &[u8] = &[0];
 const ENTRY: u8 = 1;
 const QUEUE: u8 = 2;
@@ -35,6 +39,8 @@ pub(super) struct Table {
     pub(super) sessions: u64,
     /// The highest index at which a session was last used that was evicted; 0: none was.
     pub(super) horizon: u64,
+    /// How far the group's clock is ahead of its log.
+    pub(super) offset: u64,
 }
 
 /// What a group knows of one session.
@@ -56,6 +62,34 @@ impl Table {
         }
     }
 
+    pub(super) fn store(self, txn: &mut GroupTxn<'_>) {
+        txn.session_put(TABLE, self.encode());
+    }
+
+    /// What the group's clock is at an index of its log.
+    pub(super) const fn at(self, index: Index) -> u64 {
+        index.0.saturating_add(self.offset)
+    }
+
+    /// The same, of the group's table.
+    pub(super) fn clock(txn: &GroupTxn<'_>, index: Index) -> Result<u64, DiskError> {
+        // A group whose range has never changed has none that is ahead: nothing is read for it.
+        match txn.descriptor().epoch.range {
+            0 => Ok(index.0),
+            _ => Ok(Self::load(txn)?.at(index)),
+        }
+    }
+
+    /// Gives a session a place in the queue that is nobody's.
+    pub(super) fn place(txn: &mut GroupTxn<'_>, index: u64, session: SessionId) {
+        txn.session_put(&place(index), session_bytes(session));
+    }
+
+    /// Whoever has a place in the queue leaves it.
+    pub(super) fn leave(txn: &mut GroupTxn<'_>, index: u64) {
+        txn.session_delete(&place(index));
+    }
+
     /// Makes room for a session that is used at `index`, and gives it a place in the queue.
     pub(super) fn admit(
         txn: &mut GroupTxn<'_>,
@@ -68,8 +102,8 @@ impl Table {
             table.evict(txn)?;
         }
         table.sessions += 1;
-        txn.session_put(TABLE, table.encode());
-        txn.session_put(&place(index), session_bytes(session));
+        table.store(txn);
+        Self::place(txn, index, session);
         Ok(())
     }
 
@@ -82,14 +116,14 @@ impl Table {
             let (at, session) = first.ok_or_else(|| damaged(txn, "the queue"))?;
             let entry = Entry::load(txn, session)?;
             let entry = entry.ok_or_else(|| damaged(txn, "a place in the queue"))?;
-            txn.session_delete(&place(at));
+            Self::leave(txn, at);
             if entry.last > at {
                 // Used since it got its place. That index is no other session's.
-                txn.session_put(&place(entry.last), session_bytes(session));
+                Self::place(txn, entry.last, session);
                 from = at;
                 continue;
             }
-            txn.session_delete(&name(session));
+            Entry::remove(txn, session);
             self.horizon = entry.last;
             self.sessions -= 1;
             return Ok(());
@@ -97,21 +131,33 @@ impl Table {
     }
 
     fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(17);
-        out.put_u8(VERSION);
+        let mut out = BytesMut::with_capacity(25);
+        let version = if self.offset == 0 {
+            VERSION
+        } else {
+            VERSION_OFFSET
+        };
+        out.put_u8(version);
         out.put_u64(self.sessions);
         out.put_u64(self.horizon);
+        if self.offset != 0 {
+            out.put_u64(self.offset);
+        }
         out.freeze()
     }
 
     fn decode(mut bytes: Bytes) -> Option<Self> {
-        if bytes.len() != 17 || bytes.get_u8() != VERSION {
-            return None;
-        }
-        Some(Self {
-            sessions: bytes.get_u64(),
-            horizon: bytes.get_u64(),
-        })
+        let version = bytes.try_get_u8().ok()?;
+        let table = Self {
+            sessions: bytes.try_get_u64().ok()?,
+            horizon: bytes.try_get_u64().ok()?,
+            offset: match version {
+                VERSION => 0,
+                VERSION_OFFSET => bytes.try_get_u64().ok()?,
+                _ => return None,
+            },
+        };
+        bytes.is_empty().then_some(table)
     }
 }
 
@@ -128,6 +174,34 @@ impl Entry {
 
     pub(super) fn store(&self, txn: &mut GroupTxn<'_>, session: SessionId) {
         txn.session_put(&name(session), self.encode());
+    }
+
+    pub(super) fn remove(txn: &mut GroupTxn<'_>, session: SessionId) {
+        txn.session_delete(&name(session));
+    }
+
+    /// What two groups know of a session, as one.
+    pub(super) fn unite(mut self, other: Self) -> Self {
+        let theirs = other.replies.into_iter();
+        for (sequence, reply) in theirs {
+            let ours = self.replies.entry(sequence).or_default();
+            // Both have it from a group that both come from, or one of them did not keep it.
+            *ours = ours.take().or(reply);
+        }
+        let (last, acknowledged) = (
+            self.last.max(other.last),
+            self.acknowledged.max(other.acknowledged),
+        );
+        self.touch(last, acknowledged);
+        let mut kept = 0;
+        for reply in self.replies.values_mut() {
+            let length = reply.as_ref().map_or(0, Bytes::len);
+            match kept + length <= REPLY_BYTES_MAX {
+                true => kept += length,
+                false => *reply = None,
+            }
+        }
+        self
     }
 
     /// The reply to a command that has just been applied.
@@ -189,6 +263,30 @@ impl Entry {
     }
 }
 
+/// A value of a table by its name.
+#[derive(Debug)]
+pub(super) enum Row {
+    /// The head.
+    Head,
+    /// What is known of a session.
+    Session(SessionId, Entry),
+    /// A place in the queue, and whose it is.
+    Place(u64, SessionId),
+}
+
+impl Row {
+    pub(super) fn parse(txn: &GroupTxn<'_>, name: &Bytes, value: Bytes) -> Result<Self, DiskError> {
+        let row = match name.first() {
+            Some(&ENTRY) => parse(name.slice(1..))
+                .and_then(|session| Some(Self::Session(session, Entry::decode(value)?))),
+            Some(&QUEUE) => index(name).and_then(|index| Some(Self::Place(index, parse(value)?))),
+            _ if name == TABLE => Table::decode(value).map(|_| Self::Head),
+            _ => None,
+        };
+        row.ok_or_else(|| damaged(txn, "a row"))
+    }
+}
+
 fn damaged(txn: &GroupTxn<'_>, what: &str) -> DiskError {
     let group = txn.descriptor().group;
     DiskError::Corrupt(format!(
@@ -237,10 +335,18 @@ mod tests {
         let table = Table {
             sessions: 2,
             horizon: 258,
+            offset: 0,
         };
         let golden: &[u8] = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x01\x02";
         assert_eq!(table.encode(), golden);
         assert_eq!(Table::decode(table.encode()), Some(table));
+        let table = Table { offset: 3, ..table };
+        let golden: &[u8] = b"\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\x03";
+        assert_eq!(table.encode(), golden);
+        assert_eq!(Table::decode(table.encode()), Some(table));
+        for length in 0..golden.len() {
+            assert_eq!(Table::decode(Bytes::from_static(&golden[..length])), None);
+        }
         let mut entry = Entry {
             last: 258,
             acknowledged: 3,
