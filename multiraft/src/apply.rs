@@ -13,7 +13,7 @@ use polyraft_core::{
 };
 
 use crate::codec::decode_members;
-use crate::effects::ApplyTask;
+use crate::effects::{ApplyTask, RangeTask};
 use crate::env::{ApplyItem, Command, StateMachine, StateMachineError};
 use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId};
@@ -105,9 +105,9 @@ impl Applier {
     ) -> Result<(), StateMachineError> {
         while let Some(task) = tasks.pop_front() {
             // Whatever is not entries happens between turns; so does what follows a turn as full as one
-            // write of the state machine should be.
-            let entries = matches!(task, ApplyTask::Entries { .. });
-            if (!entries || self.turns.len() >= TURN_GROUPS_MAX)
+            // write of the state machine should be, or a change of the group's range.
+            let entries = matches!(task, ApplyTask::Entries { .. } | ApplyTask::Range(_));
+            if (!entries || self.turns.len() >= TURN_GROUPS_MAX || self.is_complete(task.group()))
                 && let Err(error) = self.apply(outcome)
             {
                 tasks.push_front(task);
@@ -122,6 +122,12 @@ impl Applier {
                     pending,
                 } => {
                     if let Err(reason) = self.gather(worker, group, replica, entries, pending) {
+                        outcome.quarantined.push((worker, group, reason));
+                    }
+                }
+                ApplyTask::Range(task) => {
+                    let (worker, group) = (task.worker, task.group);
+                    if let Err(reason) = self.gather_command(*task) {
                         outcome.quarantined.push((worker, group, reason));
                     }
                 }
@@ -143,23 +149,12 @@ impl Applier {
         entries: Vec<Entry>,
         pending: Vec<Pending>,
     ) -> Result<(), String> {
-        let known = self.turn_of.get(&group).copied();
-        let last = match known {
-            Some(at) => self.turns[at].item.state.last.index,
-            None => {
-                let state = self.states.get(&group);
-                let state = state.ok_or("entries for a group without state")?;
-                state.last.index
-            }
-        };
+        let last = self.gathered(group)?;
         let expected = (1..).map(|after| last.plus(after));
         if let Some((entry, _)) = entries.iter().zip(expected).find(|(e, at)| e.index != *at) {
             return Err(format!("entry {} after {last}", entry.index));
         }
-        let at = match known {
-            Some(at) => at,
-            None => self.begin(worker, group, replica)?,
-        };
+        let at = self.turn(worker, group, replica)?;
         let Turn { item, rest } = &mut self.turns[at];
         rest.pending.extend(pending);
         item.commands.reserve(entries.len());
@@ -168,11 +163,15 @@ impl Applier {
             item.state.last = entry.id();
             match entry.kind {
                 EntryKind::Normal if entry.data.is_empty() => {}
+                // No leader proposes anything behind a freeze.
+                _ if item.state.descriptor.frozen.is_some() => {}
                 EntryKind::Normal => {
                     let (id, data) = (entry.id(), entry.data);
                     item.commands.push(Command { id, data });
                 }
-                EntryKind::Host => return Err("ranges do not change yet".to_owned()),
+                EntryKind::Host => {
+                    return Err("a command for the host among those of the group".to_owned());
+                }
                 EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
                     if let Some((change, next)) = changed(&item.state, &entry) {
                         item.state.conf_state = Arc::new(next.0);
@@ -184,6 +183,51 @@ impl Applier {
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing more can be added to the group's share of the turn.
+    fn is_complete(&self, group: GroupId) -> bool {
+        let at = self.turn_of.get(&group);
+        at.is_some_and(|at| self.turns[*at].item.range_change.is_some())
+    }
+
+    /// Adds a command for the host to the group's share of the turn, which is complete if data moves.
+    ///
+    /// # Errors
+    /// Why it cannot be applied; nothing of it is gathered.
+    fn gather_command(&mut self, task: RangeTask) -> Result<(), String> {
+        let last = self.gathered(task.group)?;
+        if task.id.index != last.next() {
+            return Err(format!("entry {} after {last}", task.id.index));
+        }
+        let at = self.turn(task.worker, task.group, task.replica)?;
+        let Turn { item, rest } = &mut self.turns[at];
+        rest.bytes += task.bytes;
+        item.state.last = task.id;
+        if let Some((descriptor, change)) = task.outcome {
+            item.state.descriptor = descriptor;
+            item.membership_changed = true;
+            item.range_change = change;
+        }
+        Ok(())
+    }
+
+    /// The last entry of a group that is applied or gathered.
+    fn gathered(&self, group: GroupId) -> Result<Index, String> {
+        if let Some(at) = self.turn_of.get(&group) {
+            return Ok(self.turns[*at].item.state.last.index);
+        }
+        let state = self.states.get(&group);
+        let state = state.ok_or("entries for a group without state")?;
+        Ok(state.last.index)
+    }
+
+    /// The group's share of the turn.
+    fn turn(&mut self, worker: usize, group: GroupId, replica: ReplicaId) -> Result<usize, String> {
+        match self.turn_of.get(&group) {
+            Some(at) => Ok(*at),
+            None => self.begin(worker, group, replica),
+        }
     }
 
     /// The group takes part in the turn.
@@ -285,7 +329,13 @@ impl Applier {
     ) -> Result<(), StateMachineError> {
         let group = task.group();
         let (worker, replica, result) = match task {
-            ApplyTask::Entries { .. } => unreachable!("entries are applied in turns"),
+            ApplyTask::Entries { .. } | ApplyTask::Range(_) => {
+                unreachable!("entries are applied in turns")
+            }
+            ApplyTask::Load(state) => {
+                self.load(state);
+                return Ok(());
+            }
             ApplyTask::Discard(staged) => {
                 self.state_machine.discard(&staged);
                 return Ok(());

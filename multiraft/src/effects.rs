@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use polyraft_core::{Append, Entry, Fetch, Message, Payload, ReplicaId, planted};
+use polyraft_core::{Append, Entry, EntryId, Fetch, Message, Payload, ReplicaId, planted};
 
-use crate::env::{Body, GroupMessage, Lane, LogSection, StagedSnapshot};
+use crate::env::{Body, GroupMessage, Lane, LogSection, RangeChange, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId, Member, StoreId};
+use crate::input::Input;
 use crate::replica::Pending;
 use crate::responder::Responder;
 
@@ -25,6 +26,10 @@ pub struct Effects {
     pub fetches: Vec<FetchTask>,
     /// For the snapshot pool.
     pub snapshots: Vec<SnapshotTask>,
+    /// For workers, this one among them, by index: completions, in order.
+    pub inputs: Vec<(usize, Input)>,
+    /// Somebody waits for what is applied to be durable: a flush is to begin soon.
+    pub flush: bool,
 }
 
 /// A [`Lane`] that can be sorted by.
@@ -66,6 +71,8 @@ impl Effects {
             && self.applies.is_empty()
             && self.fetches.is_empty()
             && self.snapshots.is_empty()
+            && self.inputs.is_empty()
+            && !self.flush
     }
 }
 
@@ -115,6 +122,10 @@ pub enum ApplyTask {
         /// Those who wait for some of them, in order.
         pending: Vec<Pending>,
     },
+    /// A committed command for the host.
+    Range(Box<RangeTask>),
+    /// A group whose data a split has made begins.
+    Load(AppliedState),
     /// A new group.
     Create {
         /// The worker that wants it.
@@ -152,11 +163,29 @@ impl ApplyTask {
     pub fn group(&self) -> GroupId {
         match self {
             Self::Entries { group, .. } => *group,
-            Self::Create { state, .. } => state.descriptor.group,
+            Self::Range(task) => task.group,
+            Self::Load(state) | Self::Create { state, .. } => state.descriptor.group,
             Self::Restore { staged, .. } | Self::Discard(staged) => staged.state.descriptor.group,
             Self::Destroy { data, .. } => data.descriptor.group,
         }
     }
+}
+
+/// What a command for the host does to a group.
+#[derive(Debug)]
+pub struct RangeTask {
+    /// The worker that wants it.
+    pub worker: usize,
+    /// Which group.
+    pub group: GroupId,
+    /// Which replica.
+    pub replica: ReplicaId,
+    /// The command's entry.
+    pub id: EntryId,
+    /// Its size.
+    pub bytes: u64,
+    /// The group's descriptor after it, and what happens to the data. None: it has no effect.
+    pub outcome: Option<(Arc<GroupDescriptor>, Option<RangeChange>)>,
 }
 
 /// A log range wanted from the disk.

@@ -1,9 +1,11 @@
 //! Errors, by who must act.
 
+use std::sync::Arc;
+
 use polyraft_core::MembershipError;
 
 use crate::env::{LogError, StateMachineError};
-use crate::group::{Epoch, GroupId, Member};
+use crate::group::{Epoch, GroupDescriptor, GroupId, Member};
 
 /// A request that was refused; the caller may act on it. Unless it is [`Reject::Ambiguous`], it
 /// certainly had no effect.
@@ -38,6 +40,18 @@ pub enum Reject {
     StaleEpoch {
         /// The current one.
         current: Epoch,
+    },
+    /// The group's range is not the one that the request was made for.
+    #[error("the group's range has changed; it is of generation {} now", current.epoch.range)]
+    RangeChanged {
+        /// The group as it is now.
+        current: Arc<GroupDescriptor>,
+    },
+    /// The group is being merged into its left neighbour, and serves nobody meanwhile.
+    #[error("the group is being merged into group {into}")]
+    Frozen {
+        /// The left neighbour.
+        into: GroupId,
     },
     /// Not allowed in the present state; says why.
     #[error("refused: {0}")]

@@ -35,5 +35,9 @@ pub fn fetch(engine: &Arc<dyn LogEngine>, task: FetchTask) -> Result<Input, LogE
 }
 
 fn damaged(group: GroupId, reason: String) -> Input {
-    Input::Quarantine { group, reason }
+    Input::Quarantine {
+        group,
+        reason,
+        by_applier: false,
+    }
 }

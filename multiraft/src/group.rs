@@ -112,6 +112,18 @@ impl KeyRange {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
     }
 
+    /// From the first key of both to the end of both.
+    #[must_use]
+    pub(crate) fn hull(&self, other: &Self) -> Self {
+        Self {
+            start: self.start.clone().min(other.start.clone()),
+            end: match (&self.end, &other.end) {
+                (Some(one), Some(two)) => Some(one.clone().max(two.clone())),
+                _ => None,
+            },
+        }
+    }
+
     /// Whether any key lies within both.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {

@@ -16,8 +16,9 @@ use crate::env::{
     SnapshotSink, StateMachine,
 };
 use crate::error::Reject;
-use crate::group::{GroupDescriptor, GroupId, KeyRange, StoreId};
+use crate::group::{Epoch, GroupDescriptor, GroupId, KeyRange, StoreId};
 use crate::input::{Admin, Input};
+use crate::ranges::{RangeCommand, SplitPiece};
 use crate::responder::Responder;
 use crate::sync::Sender;
 use crate::worker::{Counters, Shared};
@@ -49,13 +50,14 @@ impl ReadPermit {
     #[must_use]
     pub fn still_holds(&self, host: &HostHandle) -> bool {
         let group = self.descriptor.group;
-        let (Some(summary), Some(descriptor)) = (host.summary(group), host.descriptor(group))
+        let router = &host.inner.shared.router;
+        let (Some(summary), Some(generation)) = (router.summary(group), router.generation(group))
         else {
             return false;
         };
         let basic = &summary.basic;
         let leads = basic.soft_state.role == RoleName::Leader && basic.hard_state.term == self.term;
-        let range = descriptor.epoch.range == self.descriptor.epoch.range;
+        let range = generation == self.descriptor.epoch.range;
         leads && range && summary.replica == self.replica
     }
 }
@@ -180,6 +182,29 @@ pub struct HostStats {
 impl HostHandle {
     /// Proposes a command; answered with the state machine's reply after it is applied.
     pub fn propose(&self, group: GroupId, data: Bytes, respond: Responder<Result<Bytes, Reject>>) {
+        self.ask_for_command(group, None, data, respond);
+    }
+
+    /// The same for a command whose group was found by its key: refused if the group's range is not of the
+    /// generation ([`Epoch::range`](crate::Epoch::range)) `expected` any more. What is not refused is
+    /// applied while the group has the range of that generation.
+    pub fn propose_if(
+        &self,
+        group: GroupId,
+        expected: u64,
+        data: Bytes,
+        respond: Responder<Result<Bytes, Reject>>,
+    ) {
+        self.ask_for_command(group, Some(expected), data, respond);
+    }
+
+    fn ask_for_command(
+        &self,
+        group: GroupId,
+        expected: Option<u64>,
+        data: Bytes,
+        respond: Responder<Result<Bytes, Reject>>,
+    ) {
         let inner = &self.inner;
         let (size, limit) = (data.len() as u64, inner.config.command_bytes_max);
         if data.is_empty() {
@@ -202,6 +227,7 @@ impl HostHandle {
                     Input::Propose {
                         group,
                         data,
+                        expected,
                         permit,
                         respond,
                     },
@@ -214,6 +240,39 @@ impl HostHandle {
     /// Asks for leave to read linearizably (ReadIndex; batched per group).
     pub fn read(&self, group: GroupId, respond: Responder<Result<ReadPermit, Reject>>) {
         self.request(group, Input::Read { group, respond });
+    }
+
+    /// Splits a group's range (leader only): the keys from each piece's start on belong to a new group, with
+    /// replicas on the same stores. Refused if the group's epoch is not `expected` any more. Answered
+    /// when the group has given the keys up, with its new descriptor and those of the new groups, by range; those
+    /// begin a little later, when that is durable.
+    ///
+    /// Numbers of new groups must never have been used before: a store on which one was is left without that
+    /// range.
+    pub fn split(
+        &self,
+        group: GroupId,
+        expected: Epoch,
+        pieces: Vec<SplitPiece>,
+        respond: Responder<Result<Vec<GroupDescriptor>, Reject>>,
+    ) {
+        self.change_range(group, RangeCommand::Split { expected, pieces }, respond);
+    }
+
+    /// Proposes a command that changes a group's range (leader only). Answered when it has its effect, with the
+    /// descriptors of all groups that came out of it, by range, or with why it has none.
+    pub fn change_range(
+        &self,
+        group: GroupId,
+        command: RangeCommand,
+        respond: Responder<Result<Vec<GroupDescriptor>, Reject>>,
+    ) {
+        let change = Admin::ChangeRange {
+            group,
+            command,
+            respond,
+        };
+        self.request(group, Input::Admin(change));
     }
 
     /// Creates this store's replica of a new group whose first members the descriptor names, all
@@ -491,6 +550,9 @@ impl Inbound for HostHandle {
                 self.deliver(from, vec![GroupMessage { group, body }]);
                 return not_wanted("it is not newer than what is here");
             }
+        }
+        if let Some(taken) = self.inner.shared.registry.refuses(group, range) {
+            return not_wanted(&taken.to_string());
         }
         let sink = self.inner.state_machine.0.stage(&header.state)?;
         Ok(Box::new(Receiver {

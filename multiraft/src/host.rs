@@ -5,12 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use polyraft_core::{EntryId, HardState};
+use polyraft_core::{EntryId, HardState, ReplicaId};
 
 use crate::apply::Applier;
 use crate::config::HostConfig;
 use crate::env::{
-    LogBatch, LogEngine, LogSection, Recovered, RecoveredGroup, StateMachine, Transport,
+    Lifecycle, LogBatch, LogEngine, LogSection, Recovered, RecoveredGroup, StateMachine, Transport,
 };
 use crate::error::HostError;
 use crate::group::{AppliedState, GroupId};
@@ -18,7 +18,7 @@ use crate::handle::HostHandle;
 use crate::parts::{HostParts, applier_of};
 use crate::sync::{AtomicU32, JoinHandle, Receiver, Sender, bounded};
 use crate::threads::{self, Pools, channel, spawn};
-use crate::worker::{Shared, Worker};
+use crate::worker::{BOOTSTRAP, Shared, Worker};
 
 /// The implementations of the seams that a host runs on.
 #[derive(Clone)]
@@ -113,6 +113,7 @@ impl fmt::Debug for HostEnv {
 /// Puts log and data of every replica together, and finishes what a crash cut short.
 pub(crate) fn recover(
     env: &HostEnv,
+    config: &HostConfig,
     shared: &Shared,
     workers: &mut [Worker],
     appliers: &mut [Applier],
@@ -122,10 +123,10 @@ pub(crate) fn recover(
     for state in env.state_machine.recover()? {
         states.insert(state.descriptor.group, state);
     }
-    remove_orphans(env, &found, &mut states)?;
+    settle_orphans(env, config, &mut found, &mut states)?;
     reset_overtaken(env, &mut found, &states)?;
     for (group, next_replica) in &found.tombstones {
-        workers[shared.router.home_of(*group)].recover_tombstone(*group, *next_replica);
+        shared.registry.recover_tombstone(*group, *next_replica);
     }
     for replica in &found.groups {
         let state = states.get(&replica.group);
@@ -138,24 +139,75 @@ pub(crate) fn recover(
     Ok(())
 }
 
-/// Data without a replica: a creation that did not reach the log, or a removal that was cut short after
-/// its tombstone. Neither was acknowledged to anybody.
-fn remove_orphans(
+/// Data without a replica. A removal was cut short after its tombstone, or a first snapshot was installed before
+/// the replica's record was durable: both are removed, since nothing was promised to anybody. Or a group's
+/// beginning, by creation or split, was cut short before its record was written: that is finished, since
+/// the other members count on the data that all of them began with.
+fn settle_orphans(
     env: &HostEnv,
-    found: &Recovered,
+    config: &HostConfig,
+    found: &mut Recovered,
     states: &mut BTreeMap<GroupId, AppliedState>,
 ) -> Result<(), HostError> {
     let known: BTreeSet<GroupId> = found.groups.iter().map(|replica| replica.group).collect();
+    let dead: BTreeMap<GroupId, ReplicaId> = found.tombstones.iter().copied().collect();
+    let mut sections = Vec::new();
     let orphans: Vec<GroupId> = states
         .keys()
         .copied()
         .filter(|group| !known.contains(group))
         .collect();
     for group in orphans {
-        if let Some(state) = states.remove(&group) {
-            tracing::info!(%group, "removing data of a replica that is no more");
-            env.state_machine.destroy(&state.descriptor)?;
+        let Some(state) = states.get(&group) else {
+            continue;
+        };
+        let lowest = dead.get(&group).copied().unwrap_or_default();
+        match state.descriptor.replica_on(config.store) {
+            Some(replica) if replica >= lowest && state.last == BOOTSTRAP => {
+                sections.push(begin(group, replica, found));
+            }
+            _ => {
+                tracing::info!(%group, "removing data of a replica that is no more");
+                env.state_machine.destroy(&state.descriptor)?;
+                states.remove(&group);
+            }
         }
+    }
+    write_sections(env, sections)
+}
+
+/// The record of a replica whose data is there.
+fn begin(group: GroupId, replica: ReplicaId, found: &mut Recovered) -> LogSection {
+    tracing::info!(%group, %replica, "a replica begins whose data was here already");
+    let hard_state = HardState {
+        term: BOOTSTRAP.term,
+        vote: ReplicaId::NONE,
+        commit: BOOTSTRAP.index,
+    };
+    found.tombstones.retain(|(dead, _)| *dead != group);
+    found.groups.push(RecoveredGroup {
+        group,
+        replica,
+        hard_state,
+        truncated: BOOTSTRAP,
+        last: BOOTSTRAP,
+        terms: Vec::new(),
+    });
+    LogSection {
+        group,
+        lifecycle: Some(Lifecycle::Create { replica }),
+        reset: Some(BOOTSTRAP),
+        hard_state: Some(hard_state),
+        ..LogSection::default()
+    }
+}
+
+fn write_sections(env: &HostEnv, sections: Vec<LogSection>) -> Result<(), HostError> {
+    if !sections.is_empty() {
+        let _receipt = env.log.write(&LogBatch {
+            sync: true,
+            sections,
+        })?;
     }
     Ok(())
 }
@@ -183,7 +235,7 @@ fn reset_overtaken(
         let vote = if term == replica.hard_state.term {
             replica.hard_state.vote
         } else {
-            polyraft_core::ReplicaId::NONE
+            ReplicaId::NONE
         };
         replica.hard_state = HardState {
             term,
@@ -200,13 +252,7 @@ fn reset_overtaken(
             ..LogSection::default()
         });
     }
-    if !sections.is_empty() {
-        let _receipt = env.log.write(&LogBatch {
-            sync: true,
-            sections,
-        })?;
-    }
-    Ok(())
+    write_sections(env, sections)
 }
 
 /// Whether a log goes on from `applied`. One that begins behind it does not, but that is no snapshot's doing.
@@ -234,6 +280,7 @@ fn launch(parts: HostParts, env: &HostEnv) -> Result<Host, HostError> {
     let (writes, write_end) = channel();
     let (fetches, fetch_end) = channel();
     let (snapshots, snapshot_end) = channel();
+    let (flushes, flush_end) = bounded(1);
     let transport = Arc::clone(&env.transport);
     let pools = Pools {
         writes,
@@ -241,6 +288,8 @@ fn launch(parts: HostParts, env: &HostEnv) -> Result<Host, HostError> {
         fetches,
         snapshots,
         transport,
+        handle: handle.clone(),
+        flushes,
     };
     let fatal = OnFatal(Arc::clone(&env.on_fatal));
     let mut host = Host {
@@ -274,6 +323,7 @@ fn launch(parts: HostParts, env: &HostEnv) -> Result<Host, HostError> {
             })?);
     }
     spawn_rest(&mut host, env, &fatal, ticks, fetch_end, snapshot_end)?;
+    spawn_maintenance(&mut host, env, fatal, flush_end)?;
     Ok(host)
 }
 
@@ -307,12 +357,22 @@ fn spawn_rest(
             threads::run_ticker(&handle, &ticks, &stopped);
         })?);
     }
+    Ok(())
+}
+
+fn spawn_maintenance(
+    host: &mut Host,
+    env: &HostEnv,
+    fatal: OnFatal,
+    asked: Receiver<()>,
+) -> Result<(), HostError> {
+    let store = host.handle.inner.config.store;
     let (stop, stopped) = bounded(0);
     host.stop.push(stop);
     let (log, machine) = (Arc::clone(&env.log), Arc::clone(&env.state_machine));
-    let (handle, fatal) = (host.handle.clone(), fatal.clone());
+    let handle = host.handle.clone();
     host.threads.push(spawn(format!("s{store}-tidy"), move || {
-        threads::run_maintenance(&log, &machine, &handle, &fatal, &stopped);
+        threads::run_maintenance(&log, &machine, &handle, &fatal, &stopped, &asked);
     })?);
     Ok(())
 }

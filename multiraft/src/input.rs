@@ -10,6 +10,7 @@ use crate::env::{GroupMessage, Lost, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId, StoreId};
 use crate::handle::{GroupStatus, MemberChange, ReadPermit};
+use crate::ranges::RangeCommand;
 use crate::responder::Responder;
 
 /// One thing that happened or is wished for.
@@ -22,6 +23,8 @@ pub enum Input {
         group: GroupId,
         /// The command.
         data: Bytes,
+        /// Only if the group's range is still of this generation.
+        expected: Option<u64>,
         /// Its share of the budget.
         permit: Permit,
         /// Whom to answer.
@@ -86,7 +89,20 @@ pub enum Input {
         group: GroupId,
         /// Why.
         reason: String,
+        /// Whether its applier says so: what that has not applied it never will.
+        by_applier: bool,
     },
+    /// The data of a new group, which a split has made, is durable: its replica begins.
+    Born {
+        /// Its first state.
+        state: Box<AppliedState>,
+        /// Which replica.
+        replica: ReplicaId,
+        /// It is to lead at once.
+        campaign: bool,
+    },
+    /// The flush of this number is done: what was applied before it began is durable.
+    Durable(u64),
     /// Applied data is durable up to these indexes.
     Flushed(Vec<(GroupId, ReplicaId, Index)>),
     /// Time has passed.
@@ -132,6 +148,15 @@ pub enum Admin {
         /// Whom to answer.
         respond: Responder<Result<GroupDescriptor, Reject>>,
     },
+    /// Change the group's range.
+    ChangeRange {
+        /// Which group.
+        group: GroupId,
+        /// How.
+        command: RangeCommand,
+        /// Whom to answer.
+        respond: Responder<Result<Vec<GroupDescriptor>, Reject>>,
+    },
     /// Hand leadership to the replica on a store.
     Transfer {
         /// Of which group.
@@ -164,7 +189,7 @@ pub struct PersistedItem {
     pub group: GroupId,
     /// Which replica; one that is gone is ignored.
     pub replica: ReplicaId,
-    /// The token, if there was anything of the core in the write.
+    /// The token; none: the record with which the replica begins is durable.
     pub persisted: Option<Persisted>,
 }
 

@@ -9,6 +9,7 @@
 //! 2. [`Effects::sends`] go to the transport, [`Effects::writes`] to [`LogWriter::drain`],
 //!    [`Effects::applies`] to the applier at [`HostParts::applier_of`] the group, [`Effects::fetches`]
 //!    to [`fetch`], [`Effects::snapshots`] to [`send_snapshot`]: each in order, and whenever it likes.
+//!    [`Effects::inputs`] go to [`HostParts::complete`], and [`Effects::flush`] asks for [`HostParts::flush`].
 //! 3. What comes out goes back with [`HostParts::complete`]; [`HostParts::written`] and
 //!    [`HostParts::applied`] do that for writer and appliers.
 //! 4. Time is [`HostParts::tick`]; housekeeping is [`HostParts::flush`] and
@@ -26,7 +27,7 @@ use crate::budget::Budget;
 pub use crate::budget::Permit;
 use crate::config::HostConfig;
 pub use crate::effects::{
-    ApplyTask, DestroyData, Effects, FetchTask, LaneKey, SnapshotTask, WriteItem,
+    ApplyTask, DestroyData, Effects, FetchTask, LaneKey, RangeTask, SnapshotTask, WriteItem,
 };
 use crate::env::StateMachine;
 use crate::error::HostError;
@@ -79,7 +80,7 @@ impl HostParts {
         let mut appliers: Vec<Applier> = (0..config.appliers)
             .map(|_| Applier::new(Arc::clone(&env.state_machine), Arc::clone(&shared)))
             .collect();
-        recover(env, &shared, &mut workers, &mut appliers)?;
+        recover(env, &config, &shared, &mut workers, &mut appliers)?;
         let writer = LogWriter::new(
             Arc::clone(&env.log),
             Arc::clone(&config),
@@ -151,12 +152,12 @@ impl HostParts {
         threads::return_results(&self.handle, outcome);
     }
 
-    /// Makes applied data durable, so that the workers can truncate the log behind it. Without room for
-    /// that nothing happens.
+    /// Makes applied data durable, so that the workers can truncate the log behind it, and groups that splits
+    /// have made can begin. False: there was no room for that, and nothing has happened.
     ///
     /// # Errors
     /// The state machine's; it must be treated as final.
-    pub fn flush(&self, state_machine: &Arc<dyn StateMachine>) -> Result<(), HostError> {
+    pub fn flush(&self, state_machine: &Arc<dyn StateMachine>) -> Result<bool, HostError> {
         threads::flush(state_machine, &self.handle)
     }
 

@@ -98,6 +98,15 @@ impl LogWriter {
         let mut written = Written::default();
         for (item, section) in items.drain(..).zip(batch.sections) {
             let (worker, replica, group) = (item.worker, item.replica, section.group);
+            let begins = section.reset.is_some() && item.append.is_none();
+            if begins {
+                let receipts = written.persisted.entry(worker).or_default();
+                receipts.push(PersistedItem {
+                    group,
+                    replica,
+                    persisted: None,
+                });
+            }
             if let Some(append) = item.append {
                 let (messages, persisted) = append.persisted(&receipt);
                 for message in messages {

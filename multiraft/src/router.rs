@@ -22,6 +22,8 @@ struct Slot {
     worker: usize,
     summary: ReplicaSummary,
     descriptor: Arc<GroupDescriptor>,
+    /// Of its range, or of the one that it is about to have.
+    generation: u64,
 }
 
 impl Router {
@@ -60,17 +62,31 @@ impl Router {
                 (slot.worker, slot.summary) = (worker, summary);
                 if !Arc::ptr_eq(&slot.descriptor, descriptor) {
                     slot.descriptor = Arc::clone(descriptor);
+                    slot.generation = slot.generation.max(descriptor.epoch.range);
                 }
             }
             Entry::Vacant(free) => {
-                let descriptor = Arc::clone(descriptor);
                 free.insert(Slot {
                     worker,
                     summary,
-                    descriptor,
+                    descriptor: Arc::clone(descriptor),
+                    generation: descriptor.epoch.range,
                 });
             }
         }
+    }
+
+    /// The range of a group is about to change.
+    pub(crate) fn announce(&self, group: GroupId, generation: u64) {
+        if let Entry::Occupied(mut slot) = self.slots.entry(group) {
+            let slot = slot.get_mut();
+            slot.generation = slot.generation.max(generation);
+        }
+    }
+
+    /// The generation of a group's range, or of the one that it is about to have.
+    pub(crate) fn generation(&self, group: GroupId) -> Option<u64> {
+        self.slots.get(&group).map(|slot| slot.generation)
     }
 
     pub(crate) fn remove(&self, group: GroupId) {

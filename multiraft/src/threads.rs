@@ -41,6 +41,9 @@ pub(crate) struct Pools {
     pub(crate) fetches: Sender<FetchTask>,
     pub(crate) snapshots: Sender<SnapshotTask>,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) handle: HostHandle,
+    /// Room for one: whoever asks while a flush runs is served by the next.
+    pub(crate) flushes: Sender<()>,
 }
 
 impl Pools {
@@ -59,6 +62,13 @@ impl Pools {
         }
         for task in effects.snapshots {
             drop(self.snapshots.send(task));
+        }
+        for (worker, input) in effects.inputs {
+            self.handle.complete(worker, input);
+        }
+        if effects.flush {
+            // Without room somebody has asked already.
+            let _ = self.flushes.try_send(());
         }
     }
 
@@ -220,7 +230,13 @@ pub(crate) fn return_results(handle: &HostHandle, outcome: Outcome) {
         handle.complete(worker, Input::Applied(items));
     }
     for (worker, group, reason) in outcome.quarantined {
-        handle.complete(worker, Input::Quarantine { group, reason });
+        let by_applier = true;
+        let quarantine = Input::Quarantine {
+            group,
+            reason,
+            by_applier,
+        };
+        handle.complete(worker, quarantine);
     }
 }
 
@@ -288,26 +304,40 @@ pub(crate) fn run_ticker(handle: &HostHandle, ticks: &[Arc<AtomicU32>], stop: &R
 
 const PENDING_TICKS_MAX: u32 = 2;
 
-/// Housekeeping: flushes applied data when the log has grown or time has passed, lets the workers
-/// truncate behind it, and lets the log tidy up.
+/// Housekeeping: flushes applied data when the log has grown, time has passed or somebody waits for it, lets
+/// the workers truncate behind it, and lets the log tidy up.
 pub(crate) fn run_maintenance(
     engine: &Arc<dyn LogEngine>,
     state_machine: &Arc<dyn StateMachine>,
     handle: &HostHandle,
     fatal: &OnFatal,
     stop: &Receiver<()>,
+    asked: &Receiver<()>,
 ) {
     let config = &handle.inner.config;
     let (mut since_flush, mut flushed_log_bytes) = (Duration::ZERO, engine.stats().bytes);
-    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(MAINTENANCE) {
-        since_flush += MAINTENANCE;
+    let mut wanted = false;
+    loop {
+        select! {
+            recv(stop) -> _over => return,
+            recv(asked) -> ask => match ask {
+                Ok(()) => wanted = true,
+                Err(_) => return,
+            },
+            default(MAINTENANCE) => { since_flush += MAINTENANCE; }
+        }
+        if handle.inner.shared.failed.load(Ordering::Relaxed) {
+            return;
+        }
         let stats = engine.stats();
         let grown = stats.bytes.saturating_sub(flushed_log_bytes) >= config.flush_log_bytes;
         let due = since_flush >= config.flush_interval && stats.bytes > flushed_log_bytes;
-        if grown || due {
+        if grown || due || wanted {
             (since_flush, flushed_log_bytes) = (Duration::ZERO, stats.bytes);
-            if let Err(error) = flush(state_machine, handle) {
-                return fatal.raise(&handle.inner.shared, error);
+            match flush(state_machine, handle) {
+                // Without room whoever waits goes on waiting.
+                Ok(flushed) => wanted = wanted && !flushed,
+                Err(error) => return fatal.raise(&handle.inner.shared, error),
             }
         }
         match engine.maintain() {
@@ -319,21 +349,24 @@ pub(crate) fn run_maintenance(
 
 const MAINTENANCE: Duration = Duration::from_millis(500);
 
+/// Makes applied data durable and tells the workers. False: there was no room for it.
 pub(crate) fn flush(
     state_machine: &Arc<dyn StateMachine>,
     handle: &HostHandle,
-) -> Result<(), HostError> {
+) -> Result<bool, HostError> {
+    let number = handle.inner.shared.flushes.fetch_add(1, Ordering::SeqCst) + 1;
     // What is applied as far as published is certainly in what is flushed.
     let list = handle.list();
-    match state_machine.flush() {
-        Ok(()) => {}
+    let flushed = match state_machine.flush() {
+        Ok(()) => true,
         Err(StateMachineError::DiskFull) => {
             if !planted!(TruncatedPastFlushed) {
-                return Ok(());
+                return Ok(false);
             }
+            false
         }
         Err(error) => return Err(error.into()),
-    }
+    };
     let workers = handle.inner.completions.len();
     let mut applied: Vec<Vec<_>> = vec![Vec::new(); workers];
     for summary in list {
@@ -343,8 +376,11 @@ pub(crate) fn flush(
     }
     for (worker, indexes) in applied.into_iter().enumerate() {
         handle.complete(worker, Input::Flushed(indexes));
+        if flushed {
+            handle.complete(worker, Input::Durable(number));
+        }
     }
-    Ok(())
+    Ok(flushed)
 }
 
 pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {

@@ -37,6 +37,8 @@ pub(crate) enum Step {
     Written,
     /// An applier applies what waits.
     Apply(usize),
+    /// Applied data is flushed, because somebody waits for that.
+    Flush,
     /// The fetcher reads one range.
     Fetch,
     /// The snapshot sender begins one.
@@ -100,6 +102,8 @@ pub(crate) struct Running {
     fetches: VecDeque<FetchTask>,
     snapshots: VecDeque<SnapshotTask>,
     sending: Arc<AtomicUsize>,
+    /// Somebody waits for a flush.
+    flush: bool,
     /// Steps that are in the queue already, by part.
     due: Due,
     since_flush: Nanos,
@@ -112,6 +116,7 @@ struct Due {
     write: bool,
     fetch: bool,
     snapshot: bool,
+    flush: bool,
 }
 
 /// What has become of a step.
@@ -202,6 +207,7 @@ impl SimStore {
             fetches: VecDeque::new(),
             snapshots: VecDeque::new(),
             sending: Arc::default(),
+            flush: false,
             since_flush: 0,
         });
         Ok(())
@@ -250,6 +256,11 @@ impl SimStore {
             due.fetch = true;
             push(rng.magnitude(5 * MICROSECOND, 5 * MILLISECOND), Step::Fetch);
         }
+        if !due.flush && running.flush {
+            due.flush = true;
+            let takes = rng.magnitude(100 * MICROSECOND, 200 * MILLISECOND);
+            push(takes, Step::Flush);
+        }
         let slots = running.sending.load(Ordering::Relaxed) < self.config.snapshot_sends_max;
         if !due.snapshot && slots && !running.snapshots.is_empty() {
             due.snapshot = true;
@@ -279,6 +290,7 @@ impl SimStore {
                 Stepped::Done
             }
             Step::Apply(applier) => running.apply(applier, push),
+            Step::Flush => running.flush(push),
             Step::Fetch => running.fetch(),
             Step::Snapshot => {
                 running.send_snapshot();
@@ -356,8 +368,9 @@ impl SimStore {
         running.since_flush += passed;
         if running.since_flush >= interval {
             running.since_flush = 0;
-            if let Err(error) = running.parts.flush(&running.env.state_machine) {
-                return Stepped::Failed(error);
+            match running.parts.flush(&running.env.state_machine) {
+                Ok(flushed) => running.flush &= !flushed,
+                Err(error) => return Stepped::Failed(error),
             }
         }
         match running.env.log.maintain() {
@@ -388,6 +401,10 @@ impl Running {
         }
         self.fetches.extend(effects.fetches);
         self.snapshots.extend(effects.snapshots);
+        for (worker, input) in effects.inputs {
+            self.parts.complete(worker, input);
+        }
+        self.flush |= effects.flush;
     }
 
     fn enqueue(&mut self, task: ApplyTask) {
@@ -430,6 +447,19 @@ impl Running {
             }
             Err(error) => Stepped::Failed(error.into()),
         }
+    }
+
+    fn flush(&mut self, mut push: impl FnMut(Nanos, Step)) -> Stepped {
+        self.due.flush = false;
+        match self.parts.flush(&self.env.state_machine) {
+            Ok(true) => self.flush = false,
+            Ok(false) => {
+                self.due.flush = true;
+                push(RETRY, Step::Flush);
+            }
+            Err(error) => return Stepped::Failed(error),
+        }
+        Stepped::Done
     }
 
     fn fetch(&mut self) -> Stepped {
@@ -496,5 +526,6 @@ impl Running {
             && !self.full.contains(&true)
             && self.fetches.is_empty()
             && self.snapshots.is_empty()
+            && !self.flush
     }
 }

@@ -12,47 +12,43 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 
 use crate::group::{GroupId, KeyRange};
-use crate::sync::Mutex;
 
-/// See the module. Shared by the workers; taken only when groups begin and end.
+/// See the module. The [registry](super::registry) keeps it.
 #[derive(Debug, Default)]
-pub(crate) struct RangeClaims {
-    inner: Mutex<Claims>,
-}
-
-#[derive(Debug, Default)]
-struct Claims {
+pub(crate) struct Claims {
     /// By first key.
     by_start: BTreeMap<Bytes, GroupId>,
     by_group: HashMap<GroupId, KeyRange>,
 }
 
-impl RangeClaims {
-    /// The range is the group's until it is released, also if it was before. A group without a
-    /// range has keys of its own and claims nothing.
+impl Claims {
+    /// The range is the group's until it is released, instead of the one that was before. A group without
+    /// a range has keys of its own and claims nothing.
     ///
     /// # Errors
     /// The group that owns some of it; nothing has changed then.
-    pub(crate) fn claim(&self, group: GroupId, range: Option<&KeyRange>) -> Result<(), GroupId> {
+    pub(crate) fn claim(
+        &mut self,
+        group: GroupId,
+        range: Option<&KeyRange>,
+    ) -> Result<(), GroupId> {
         let Some(range) = range else { return Ok(()) };
-        let mut claims = self.inner.lock();
-        if let Some(owner) = claims.overlapping(group, range) {
+        if let Some(owner) = self.overlapping(group, range) {
             return Err(owner);
         }
-        claims.release(group);
-        claims.by_start.insert(range.start.clone(), group);
-        claims.by_group.insert(group, range.clone());
+        self.release(group);
+        self.by_start.insert(range.start.clone(), group);
+        self.by_group.insert(group, range.clone());
         Ok(())
     }
 
-    pub(crate) fn release(&self, group: GroupId) {
-        self.inner.lock().release(group);
+    /// The range of a group.
+    pub(crate) fn of(&self, group: GroupId) -> Option<&KeyRange> {
+        self.by_group.get(&group)
     }
-}
 
-impl Claims {
     /// Another group that owns some of `range`.
-    fn overlapping(&self, group: GroupId, range: &KeyRange) -> Option<GroupId> {
+    pub(crate) fn overlapping(&self, group: GroupId, range: &KeyRange) -> Option<GroupId> {
         // Claimed ranges are disjoint, so from the end backwards the first one that lies wholly below
         // ends the search.
         let below_end = self.by_start.iter().rev().filter(|(start, _)| {
@@ -69,7 +65,7 @@ impl Claims {
             .next()
     }
 
-    fn release(&mut self, group: GroupId) {
+    pub(crate) fn release(&mut self, group: GroupId) {
         if let Some(range) = self.by_group.remove(&group) {
             self.by_start.remove(&range.start);
         }
@@ -89,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_range_has_one_owner_until_it_is_released() {
-        let claims = RangeClaims::default();
+        let mut claims = Claims::default();
         let (one, two, three) = (GroupId(1), GroupId(2), GroupId(3));
         assert_eq!(claims.claim(one, Some(&range("b", "d"))), Ok(()));
         assert_eq!(claims.claim(one, Some(&range("b", "d"))), Ok(()));
@@ -118,7 +114,7 @@ mod tests {
         fn finds_what_a_full_search_finds(
             steps in proptest::collection::vec((0u64..6, 0u8..12, 0u8..14, proptest::bool::ANY), 1..60),
         ) {
-            let claims = RangeClaims::default();
+            let mut claims = Claims::default();
             let mut twin: Vec<(GroupId, KeyRange)> = Vec::new();
             for (group, start, end, release) in steps {
                 let group = GroupId(group);

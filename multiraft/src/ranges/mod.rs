@@ -10,9 +10,10 @@
 //! two descriptors that overlap the one with the higher generation is the later one. Bounds alone do
 //! not tell: after a split and a merge they are what they were.
 
-pub(crate) mod claims;
+mod claims;
 mod command;
 mod merge;
+pub(crate) mod registry;
 
 pub(crate) use command::RangeOutcome;
 pub use command::{RangeCommand, RangeRefusal, SPLIT_PIECES_MAX, SplitPiece};

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use polyraft_core::{
-    ConfState, Entry, EntryId, HardState, Index, InitialState, ReplicaId, Snapshot, SnapshotMeta,
-    Storage, StorageError, Term,
+    ConfState, Entry, EntryId, EntryKind, HardState, Index, InitialState, ReplicaId, Snapshot,
+    SnapshotMeta, Storage, StorageError, Term,
 };
 
 use crate::env::RecoveredGroup;
@@ -30,6 +30,10 @@ pub(crate) struct ReplicaLog {
     cache_bytes: u64,
     /// What a snapshot taken now would contain at least.
     applied: EntryId,
+    /// No entry behind it is for the host.
+    last_command: Index,
+    /// No entry behind it changes the membership.
+    last_change: Index,
 }
 
 impl ReplicaLog {
@@ -54,7 +58,28 @@ impl ReplicaLog {
             cache: VecDeque::new(),
             cache_bytes: 0,
             applied,
+            // What was there before nobody has looked at.
+            last_command: recovered.last.index,
+            last_change: recovered.last.index,
         }
+    }
+
+    /// The last entry, or one behind it, that is for the host.
+    pub(crate) const fn last_command(&self) -> Index {
+        self.last_command
+    }
+
+    /// The last entry, or one behind it, that changes the membership.
+    pub(crate) const fn last_change(&self) -> Index {
+        self.last_change
+    }
+
+    pub(crate) const fn applied(&self) -> EntryId {
+        self.applied
+    }
+
+    pub(crate) const fn conf_state(&self) -> &Arc<ConfState> {
+        &self.conf_state
     }
 
     pub(crate) const fn truncated(&self) -> EntryId {
@@ -90,6 +115,11 @@ impl ReplicaLog {
             {
                 self.terms.push((entry.term, entry.index));
             }
+            match entry.kind {
+                EntryKind::Normal => {}
+                EntryKind::Host => self.last_command = entry.index,
+                EntryKind::ConfChange | EntryKind::ConfChangeV2 => self.last_change = entry.index,
+            }
             self.cache_bytes += entry.size();
             self.cache.push_back(entry.clone());
         }
@@ -100,6 +130,9 @@ impl ReplicaLog {
 
     fn cut(&mut self, from: Index) {
         self.terms.retain(|(_, first)| *first < from);
+        let before = Index(from.0.saturating_sub(1));
+        self.last_command = self.last_command.min(before);
+        self.last_change = self.last_change.min(before);
         while let Some(entry) = self.cache.pop_back_if(|entry| entry.index >= from) {
             self.cache_bytes -= entry.size();
         }

@@ -3,6 +3,7 @@
 
 mod log;
 mod proposals;
+mod ranges;
 mod reads;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use polyraft_core::{Append, EntryId, HardState, Index, RaftNode, ReplicaId, Role
 pub(crate) use log::ReplicaLog;
 pub use proposals::Pending;
 pub(crate) use proposals::{Proposals, Queued};
+pub(crate) use ranges::{Ask, Doom, Ranges, Split, Step};
 pub(crate) use reads::Reads;
 
 use crate::env::StagedSnapshot;
@@ -31,6 +33,7 @@ pub(crate) struct Replica {
     pub(crate) routes: Arc<[Member]>,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
+    pub(crate) ranges: Ranges,
     pub(crate) changes: Vec<PendingChange>,
     pub(crate) transfers: Vec<Responder<Result<(), Reject>>>,
     /// Those who asked for this replica to be created while it waits for its first state.
@@ -39,6 +42,8 @@ pub(crate) struct Replica {
     pub(crate) unsaved: Option<HardState>,
     /// Writes with something of the core that are not durable yet.
     pub(crate) writes_in_flight: u32,
+    /// Receipts to come of an earlier replica of this id, which a vote had made before the group began.
+    pub(crate) void_receipts: u32,
     /// Applied and durable.
     pub(crate) flushed: Index,
     pub(crate) install: Install,
@@ -99,11 +104,13 @@ impl Replica {
             descriptor,
             proposals: Proposals::default(),
             reads: Reads::default(),
+            ranges: Ranges::default(),
             changes: Vec::new(),
             transfers: Vec::new(),
             creators: Vec::new(),
             unsaved: None,
             writes_in_flight: 0,
+            void_receipts: 0,
             install: Install::None,
             quarantined: None,
             asleep: false,
@@ -173,6 +180,9 @@ impl Replica {
     pub(crate) fn has_work(&self) -> bool {
         !self.proposals.is_empty()
             || !self.reads.is_empty()
+            || !self.ranges.held.is_empty()
+            || !self.ranges.steps.is_empty()
+            || !self.ranges.asked.is_empty()
             || !self.changes.is_empty()
             || !self.transfers.is_empty()
             || self.writes_in_flight > 0

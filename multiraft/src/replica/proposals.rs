@@ -24,6 +24,8 @@ pub struct Pending {
 #[derive(Debug)]
 pub(crate) struct Queued {
     pub(crate) data: Bytes,
+    /// Only if the group's range is still of this generation.
+    pub(crate) expected: Option<u64>,
     pub(crate) respond: Responder<Result<Bytes, Reject>>,
     pub(crate) permit: Permit,
 }
@@ -60,6 +62,16 @@ impl Proposals {
             return std::mem::take(&mut self.queued);
         }
         self.queued.drain(..count.max(1)).collect()
+    }
+
+    /// Answers those whom `reject` has an answer for; the core has not seen them.
+    pub(crate) fn refuse_queued(&mut self, reject: impl Fn(&Queued) -> Option<Reject>) {
+        for command in std::mem::take(&mut self.queued) {
+            match reject(&command) {
+                Some(reject) => command.respond.answer(Err(reject)),
+                None => self.queued.push(command),
+            }
+        }
     }
 
     /// What the core has not seen has certainly no effect.
@@ -162,6 +174,7 @@ mod tests {
         });
         proposals.queue(Queued {
             data: Bytes::from_static(b"x"),
+            expected: None,
             respond: responder(&answers),
             permit: budget.try_acquire(1).expect("there is room"),
         });

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use polyraft_core::{BasicStatus, HardState, Term};
+use polyraft_core::{BasicStatus, HardState, ReplicaId, Term};
 use shuttle::thread;
 
 use self::check::check;
@@ -17,7 +17,7 @@ use crate::error::HostError;
 use crate::group::{GroupDescriptor, GroupId, KeyRange};
 use crate::handle::ReplicaSummary;
 use crate::host::OnFatal;
-use crate::ranges::RangeClaims;
+use crate::ranges::registry::Registry;
 use crate::responder::Responder;
 use crate::router::Router;
 use crate::sync::AtomicU64;
@@ -127,10 +127,10 @@ fn groups_are_found_where_they_are() {
 #[test]
 fn a_range_has_one_owner_at_a_time() {
     check(1_000, || {
-        let claims = Arc::new(RangeClaims::default());
+        let registry = Arc::new(Registry::default());
         let owners = Arc::new(AtomicU64::new(0));
         let group = |number: u8| -> Box<dyn FnOnce() + Send> {
-            let (claims, owners) = (Arc::clone(&claims), Arc::clone(&owners));
+            let (registry, owners) = (Arc::clone(&registry), Arc::clone(&owners));
             Box::new(move || {
                 let group = GroupId(u64::from(number));
                 let range = KeyRange {
@@ -138,18 +138,22 @@ fn a_range_has_one_owner_at_a_time() {
                     end: None,
                 };
                 for _ in 0..3 {
-                    if claims.claim(group, Some(&range)).is_err() {
+                    if registry
+                        .enter(group, ReplicaId(1), Some(&range), true)
+                        .is_err()
+                    {
                         continue;
                     }
                     assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0, "two owners");
                     owners.fetch_sub(1, Ordering::SeqCst);
-                    claims.release(group);
+                    registry.leave(group);
                 }
             })
         };
         beside((1..=3).map(group).collect());
         let all = KeyRange::default();
-        assert_eq!(claims.claim(GroupId(9), Some(&all)), Ok(()));
+        let entered = registry.enter(GroupId(9), ReplicaId(1), Some(&all), true);
+        assert_eq!(entered, Ok(()));
     });
 }
 

@@ -37,6 +37,11 @@ impl Worker {
                 }
                 self.change_members(group, &changes, transition, respond);
             }
+            Admin::ChangeRange {
+                group,
+                command,
+                respond,
+            } => self.change_range(group, &command, respond),
             Admin::Transfer { group, to, respond } => self.transfer(group, to, respond),
             Admin::Campaign { group, respond } => match self.serving(group) {
                 Ok(replica) => {

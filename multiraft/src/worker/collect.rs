@@ -7,11 +7,13 @@ use polyraft_core::{
     RoleName, planted,
 };
 
-use super::Worker;
+use super::ranges::{hand_out, holds_back};
+use super::{Shared, Worker};
 use crate::config::HostConfig;
 use crate::effects::{ApplyTask, Effects, FetchTask, LaneKey, SnapshotTask, WriteItem};
 use crate::env::{Body, GroupMessage, LogSection};
 use crate::error::Reject;
+use crate::group::Frozen;
 use crate::handle::ReadPermit;
 use crate::replica::{Install, Pending, Replica};
 
@@ -24,9 +26,9 @@ impl Worker {
             };
             replica.touched = false;
             let drained = match replica.quarantined {
-                None => drain(replica, self.index, &self.config, effects),
+                None => drain(replica, self.index, &self.config, &self.shared, effects),
                 Some(_) => {
-                    discard_snapshot(replica, effects);
+                    let _discarded = discard_snapshot(replica, &self.shared, effects);
                     Ok(())
                 }
             };
@@ -66,17 +68,25 @@ fn drain(
     replica: &mut Replica,
     worker: usize,
     config: &HostConfig,
+    shared: &Shared,
     effects: &mut Effects,
 ) -> Result<(), String> {
-    propose_queued(replica, config.message_bytes_max);
+    hand_out(replica, worker, shared, config, effects)?;
+    if !holds_back(replica) {
+        refuse_outdated(replica);
+        propose_queued(replica, config.message_bytes_max);
+    }
     ask_for_reads(replica);
     // A Ready that needs no disk may be answered at once and give rise to another.
     while !replica.is_installing() && replica.node.has_ready() {
         let ready = replica.node.ready().map_err(|error| error.to_string())?;
-        perform(replica, worker, ready, effects)?;
+        perform(replica, worker, ready, shared, effects)?;
+        hand_out(replica, worker, shared, config, effects)?;
     }
     // One that the core did not take.
-    discard_snapshot(replica, effects);
+    if discard_snapshot(replica, shared, effects) {
+        hand_out(replica, worker, shared, config, effects)?;
+    }
     if !replica.leads() {
         for transfer in replica.transfers.drain(..) {
             transfer.answer(Ok(()));
@@ -86,6 +96,25 @@ fn drain(
         settle_reads(replica);
     }
     Ok(())
+}
+
+/// Commands that were meant for the group as it was before its range changed.
+fn refuse_outdated(replica: &mut Replica) {
+    if !replica.leads() {
+        return;
+    }
+    let current = &replica.descriptor;
+    replica.proposals.refuse_queued(|command| {
+        if let Some(Frozen { into, .. }) = current.frozen {
+            return Some(Reject::Frozen { into });
+        }
+        let outdated = command
+            .expected
+            .is_some_and(|expected| expected != current.epoch.range);
+        outdated.then(|| Reject::RangeChanged {
+            current: Arc::clone(current),
+        })
+    });
 }
 
 /// Commands that came in during this pass travel together: one append per follower for as many as fit,
@@ -138,6 +167,9 @@ fn settle_reads(replica: &mut Replica) {
     let applied = replica.node.applied();
     let descriptor = &replica.descriptor;
     let (id, term) = (replica.id, replica.node.basic_status().hard_state.term);
+    if let Some(Frozen { into, .. }) = descriptor.frozen {
+        return replica.reads.reject_all(|| Reject::Frozen { into });
+    }
     replica.reads.release(applied, || ReadPermit {
         applied,
         descriptor: Arc::clone(descriptor),
@@ -162,6 +194,7 @@ fn perform(
     replica: &mut Replica,
     worker: usize,
     ready: Ready,
+    shared: &Shared,
     effects: &mut Effects,
 ) -> Result<(), String> {
     let group = replica.group;
@@ -182,16 +215,20 @@ fn perform(
     for read in &ready.reads {
         replica.reads.confirm(read);
     }
-    if !ready.committed.is_empty() {
-        apply(replica, worker, ready.committed, effects);
-    }
+    replica.ranges.held.extend(ready.committed);
     match ready.append {
-        Some(append) => write(replica, worker, append, effects),
+        Some(append) => write(replica, worker, append, shared, effects),
         None => Ok(()),
     }
 }
 
-fn apply(replica: &mut Replica, worker: usize, entries: Vec<Entry>, effects: &mut Effects) {
+/// Hands committed entries of the state machine and changes of membership to the applier.
+pub(super) fn apply(
+    replica: &mut Replica,
+    worker: usize,
+    entries: Vec<Entry>,
+    effects: &mut Effects,
+) {
     let leader = replica.leader_member();
     let ids = entries.iter().map(Entry::id);
     let lost = || Reject::NotLeader { leader };
@@ -210,10 +247,11 @@ fn write(
     replica: &mut Replica,
     worker: usize,
     mut append: Append,
+    shared: &Shared,
     effects: &mut Effects,
 ) -> Result<(), String> {
     if append.snapshot().is_some() {
-        return Worker::begin_install(replica, worker, append, effects);
+        return Worker::begin_install(replica, worker, append, shared, effects);
     }
     let sync = append.must_sync();
     if let Some(hard_state) = append.hard_state() {
@@ -305,13 +343,20 @@ pub(crate) const fn lane_of(message: &Message) -> LaneKey {
     }
 }
 
-/// A staged snapshot that is not going to be installed is removed.
-pub(super) fn discard_snapshot(replica: &mut Replica, effects: &mut Effects) {
+/// A staged snapshot that is not going to be installed is removed. False: there is none.
+pub(super) fn discard_snapshot(
+    replica: &mut Replica,
+    shared: &Shared,
+    effects: &mut Effects,
+) -> bool {
     if let Install::Offered(_) = replica.install
         && let Install::Offered(staged) = std::mem::take(&mut replica.install)
     {
+        shared.registry.withdraw(replica.group);
         effects.applies.push(ApplyTask::Discard(staged));
+        return true;
     }
+    false
 }
 
 fn observe(replica: &Replica, event: &Event) {

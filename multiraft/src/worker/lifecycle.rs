@@ -11,12 +11,13 @@ use std::sync::Arc;
 use polyraft_core::{Append, EntryId, HardState, RaftNode, ReplicaId, planted};
 
 use super::collect::discard_snapshot;
-use super::{Counters, Worker};
+use super::{Counters, Shared, Worker};
 use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
 use crate::env::{Lifecycle, LogSection, RecoveredGroup};
 use crate::error::{HostError, Reject};
 use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange, Member};
 use crate::input::Applied;
+use crate::ranges::registry::Taken;
 use crate::replica::{Install, PendingChange, Replica, ReplicaLog};
 use crate::responder::Responder;
 
@@ -53,14 +54,12 @@ impl Worker {
             ..self.config.raft(group, recovered.replica)
         };
         let node = RaftNode::new(config, log).map_err(|error| inconsistent(error.to_string()))?;
-        let claimed = self.shared.ranges.claim(group, descriptor.range.as_ref());
-        claimed.map_err(|owner| inconsistent(format!("its range overlaps that of {owner}")))?;
+        let (range, initialised) = (descriptor.range.as_ref(), state.is_some());
+        let registry = &self.shared.registry;
+        let entered = registry.enter(group, recovered.replica, range, initialised);
+        entered.map_err(|taken| inconsistent(taken.to_string()))?;
         self.insert(Replica::new(recovered.replica, node, descriptor));
         Ok(())
-    }
-
-    pub(crate) fn recover_tombstone(&mut self, group: GroupId, next_replica: ReplicaId) {
-        self.tombstones.insert(group, next_replica);
     }
 
     fn insert(&mut self, mut replica: Replica) {
@@ -138,12 +137,8 @@ impl Worker {
         if descriptor.range.as_ref().is_some_and(KeyRange::is_empty) {
             return refused("its range contains no key: the end must be above the start");
         }
-        if self
-            .tombstones
-            .get(&group)
-            .is_some_and(|next| replica < *next)
-        {
-            return refused("it was destroyed here; a group or replica id is never used again");
+        if replica < self.shared.registry.lowest(group) {
+            return refused(&Taken::Dead.to_string());
         }
         if self.dying.contains(&group) || self.creating.contains_key(&group) {
             return Err(Reject::Busy("the group is being created or destroyed"));
@@ -160,12 +155,14 @@ impl Worker {
                 return Ok(None);
             }
         }
-        if let Err(other) = self.shared.ranges.claim(group, descriptor.range.as_ref()) {
-            return refused(&format!("its range overlaps that of group {other}"));
-        }
         // A vote may have come before this request and made the replica: its leader feeds it by snapshot.
         let present = self.replicas.contains_key(&group);
-        Ok((!present).then_some(replica))
+        let (range, registry) = (descriptor.range.as_ref(), &self.shared.registry);
+        match registry.enter(group, replica, range, !present) {
+            Ok(()) => Ok((!present).then_some(replica)),
+            Err(Taken::Busy) => Err(Reject::Busy("the group is being created or destroyed")),
+            Err(taken) => refused(&taken.to_string()),
+        }
     }
 
     /// The replica is here already, but its record may still be on its way to the disk. Nothing that
@@ -197,7 +194,7 @@ impl Worker {
     /// The data of a new group could not be written: it is as if nobody had asked.
     pub(super) fn abandon_create(&mut self, group: GroupId, reason: &str) {
         if let Some(respond) = self.creating.remove(&group) {
-            self.shared.ranges.release(group);
+            self.shared.registry.leave(group);
             if let Some(respond) = respond {
                 respond.answer(Err(Reject::Refused(reason.to_owned())));
             }
@@ -234,6 +231,9 @@ impl Worker {
             }
             return;
         }
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.writes_in_flight += 1;
+        }
         let section = LogSection {
             group,
             lifecycle: Some(Lifecycle::Create { replica: id }),
@@ -255,6 +255,10 @@ impl Worker {
         id: ReplicaId,
         effects: &mut Effects,
     ) -> bool {
+        if let Err(taken) = self.shared.registry.enter(group, id, None, false) {
+            tracing::debug!(%group, replica = %id, %taken, "no replica is created");
+            return false;
+        }
         let recovered = RecoveredGroup {
             group,
             replica: id,
@@ -274,7 +278,12 @@ impl Worker {
         true
     }
 
-    fn write(&self, group: GroupId, replica: ReplicaId, section: LogSection) -> WriteItem {
+    pub(super) fn write(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        section: LogSection,
+    ) -> WriteItem {
         let routes = self.replicas.get(&group).map(|r| Arc::clone(&r.routes));
         WriteItem {
             worker: self.index,
@@ -296,18 +305,20 @@ impl Worker {
         respond: Option<Responder<Result<(), Reject>>>,
         effects: &mut Effects,
     ) {
-        if self.creating.contains_key(&group) || self.dying.contains(&group) {
+        let mut respond = respond;
+        if self.put_off_end(group, next_replica, &mut respond) {
+            return;
+        }
+        let busy = self.creating.contains_key(&group) || self.dying.contains(&group);
+        let ended = match busy {
+            true => None,
+            false => self.shared.registry.end(group, next_replica),
+        };
+        let Some(next_replica) = ended else {
             if let Some(respond) = respond {
                 respond.answer(Err(Reject::Busy("the group is being created or destroyed")));
             }
             return;
-        }
-        let known = self.tombstones.get(&group).copied().unwrap_or_default();
-        let next_replica = match self.replicas.get(&group) {
-            Some(replica) => next_replica
-                .max(ReplicaId(replica.id.0.saturating_add(1)))
-                .max(known),
-            None => next_replica.max(known),
         };
         let removed = self.replicas.remove(&group);
         let (id, descriptor) = match removed {
@@ -316,19 +327,14 @@ impl Worker {
                 self.cache_bytes = self.cache_bytes.saturating_sub(replica.cached);
                 replica.proposals.give_up();
                 replica.reads.reject_all(|| Reject::NoGroup(group));
-                discard_snapshot(&mut replica, effects);
+                replica.ranges.give_up();
+                let _discarded = discard_snapshot(&mut replica, &self.shared, effects);
                 (replica.id, Arc::clone(&replica.descriptor))
             }
             None => (ReplicaId::NONE, uninitialised(group)),
         };
         self.awake.remove(&group);
         self.shared.router.remove(group);
-        if planted!(RangeReleasedEarly) {
-            self.shared.ranges.release(group);
-        }
-        if !planted!(TombstoneForgotten) {
-            self.tombstones.insert(group, next_replica);
-        }
         self.dying.insert(group);
         let section = LogSection {
             group,
@@ -376,7 +382,7 @@ impl Worker {
         match what {
             Applied::Destroyed { respond } => {
                 self.dying.remove(&group);
-                self.shared.ranges.release(group);
+                self.shared.registry.gone(group);
                 // Not earlier: whoever hears of it may want a group in its place at once.
                 if let Some(respond) = respond {
                     respond.answer(Ok(()));
@@ -411,6 +417,7 @@ impl Worker {
                     }
                     Ok(())
                 });
+                self.finish_range_steps(group, id, last.index, effects);
                 self.finish_changes(group, id, &changes);
                 if gone {
                     // If it was added again meanwhile, its successor may come.
@@ -454,8 +461,11 @@ impl Worker {
         log.reset(state.last, Arc::clone(&state.conf_state));
         log.append(&entries);
         replica.set_descriptor(Arc::clone(&state.descriptor));
+        let (range, registry) = (state.descriptor.range.as_ref(), &self.shared.registry);
+        let settled = registry.settle(group, id, range);
         replica.flushed = state.last.index;
         replica.proposals.skipped_to(state.last.index);
+        replica.ranges.skipped_to(state.last.index);
         // Nobody here saw what became of these either.
         let skipped =
             |change: &mut PendingChange| !change.applied && change.id.index <= state.last.index;
@@ -484,6 +494,9 @@ impl Worker {
         });
         Counters::add(&self.shared.counters.snapshots_installed, 1);
         tracing::debug!(%group, replica = %id, index = %state.last.index, "snapshot installed");
+        if let Err(taken) = settled {
+            self.quarantine(group, &taken.to_string());
+        }
     }
 
     /// The reset log is durable: the replica is back in service.
@@ -505,12 +518,16 @@ impl Worker {
         replica: &mut Replica,
         worker: usize,
         append: Append,
+        shared: &Shared,
         effects: &mut Effects,
     ) -> Result<(), String> {
         let Install::Offered(staged) = std::mem::take(&mut replica.install) else {
             return Err("a snapshot is to be installed whose data never came".to_owned());
         };
         replica.install = Install::Restoring(Box::new(append));
+        replica.ranges.held.clear();
+        let generation = staged.state.descriptor.epoch.range;
+        shared.router.announce(replica.group, generation);
         let replica = replica.id;
         effects.applies.push(ApplyTask::Restore {
             worker,

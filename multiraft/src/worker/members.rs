@@ -12,9 +12,10 @@ use polyraft_core::{
 
 use super::Worker;
 use super::messages::last_of;
+use super::ranges::holds_back;
 use crate::codec::encode_members;
 use crate::error::Reject;
-use crate::group::{GroupDescriptor, GroupId, Member};
+use crate::group::{Frozen, GroupDescriptor, GroupId, Member};
 use crate::handle::MemberChange;
 use crate::replica::{PendingChange, Replica};
 use crate::responder::Responder;
@@ -124,7 +125,13 @@ fn propose_change(
     changes: &[MemberChange],
     transition: Transition,
 ) -> Result<(EntryId, Vec<ReplicaId>), Reject> {
+    if holds_back(replica) {
+        return Err(Reject::Busy("the group's range is changing"));
+    }
     let descriptor = &replica.descriptor;
+    if let Some(Frozen { into, .. }) = descriptor.frozen {
+        return Err(Reject::Frozen { into });
+    }
     let voters = replica.node.status().conf_state.voters;
     let (mut next, mut new) = (descriptor.next_replica, Vec::new());
     if planted!(ReplicaIdReused)

@@ -1,10 +1,10 @@
 //! Requests of clients and messages of other stores, on their way into replicas.
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+
 use polyraft_core::{EntryId, Message, Payload, ReplicaId, StepError, planted};
 
 use super::{Counters, Worker};
-use crate::budget::Permit;
 use crate::effects::{Effects, LaneKey};
 use crate::env::{Body, GroupMessage, Lost, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
@@ -14,22 +14,12 @@ use crate::replica::{Install, Queued, Replica};
 use crate::responder::Responder;
 
 impl Worker {
-    pub(super) fn propose(
-        &mut self,
-        group: GroupId,
-        data: Bytes,
-        permit: Permit,
-        respond: Responder<Result<Bytes, Reject>>,
-    ) {
+    pub(super) fn propose(&mut self, group: GroupId, command: Queued) {
         let replica = match self.leading(group) {
             Ok(replica) => replica,
-            Err(reject) => return respond.answer(Err(reject)),
+            Err(reject) => return command.respond.answer(Err(reject)),
         };
-        replica.proposals.queue(Queued {
-            data,
-            respond,
-            permit,
-        });
+        replica.proposals.queue(command);
         Counters::add(&self.shared.counters.proposals, 1);
         self.wake(group);
     }
@@ -81,6 +71,9 @@ impl Worker {
     ) {
         Counters::add(&self.shared.counters.messages_in, 1);
         let group = message.group;
+        if self.shared.registry.is_being_born(group) {
+            return self.keep_early(from, message);
+        }
         let (message, sleep) = match message.body {
             Body::Raft(message) => (message, false),
             Body::Sleep(message) => (message, true),
@@ -145,6 +138,32 @@ impl Worker {
         }
     }
 
+    /// Whoever made the group elsewhere wants to lead it. Its candidate does not ask again before an election
+    /// timeout has passed, so it waits for the birth here. Everything else Raft repeats by itself.
+    fn keep_early(&mut self, from: StoreId, message: GroupMessage) {
+        let Body::Raft(raft) = &message.body else {
+            return;
+        };
+        if !matches!(raft.payload, Payload::Vote { .. }) {
+            return;
+        }
+        self.early.push_back((from, message));
+        if self.early.len() > EARLY_VOTES_MAX {
+            self.early.pop_front();
+        }
+    }
+
+    /// A group is here of which votes were wanted before.
+    pub(super) fn take_early(&mut self, group: GroupId, effects: &mut Effects) {
+        let all = std::mem::take(&mut self.early).into_iter();
+        let (mine, others) = all.partition(|(_, message)| message.group == group);
+        self.early = others;
+        let mine: VecDeque<_> = mine;
+        for (from, message) in mine {
+            self.on_message(from, message, effects);
+        }
+    }
+
     /// Heartbeats and their answers keep an awake group going without counting as work.
     fn wake_for_message(&mut self, group: GroupId, routine: bool) {
         let Some(replica) = self.replicas.get(&group) else {
@@ -168,7 +187,14 @@ impl Worker {
         if self.dying.contains(&group) || self.creating.contains_key(&group) {
             return false;
         }
-        let dead = self.tombstones.get(&group).copied().unwrap_or_default();
+        if self.shared.registry.is_being_born(group) {
+            return false;
+        }
+        // Hosts pass no proposals on: what is proposed belongs to the range that it was taken for.
+        if matches!(message.payload, Payload::Propose { .. }) {
+            Counters::add(&self.shared.counters.messages_refused, 1);
+            return false;
+        }
         if let Some(replica) = self.replicas.get(&group) {
             if replica.quarantined.is_some() {
                 return false;
@@ -193,6 +219,7 @@ impl Worker {
             self.destroy(group, message.to, None, effects);
             return false;
         }
+        let dead = self.shared.registry.lowest(group);
         if message.to < dead {
             if dead.0 == u64::MAX {
                 tell_gone(group, from, message.from, dead, effects);
@@ -223,17 +250,17 @@ impl Worker {
                 .applies
                 .push(crate::effects::ApplyTask::Discard(staged));
         };
-        if !matches!(replica.install, Install::None) {
+        if !matches!(replica.install, Install::None) || replica.ranges.is_splitting() {
             return effects
                 .applies
                 .push(crate::effects::ApplyTask::Discard(staged));
         }
         let range = staged.state.descriptor.range.as_ref();
-        if let Err(owner) = self.shared.ranges.claim(group, range) {
+        if let Err(taken) = self.shared.registry.offer(group, range) {
             // Its data would lie over the other's. The leader tries again, and one of the two may
             // be gone by then.
             Counters::add(&self.shared.counters.messages_refused, 1);
-            tracing::warn!(%group, %from, %owner, "snapshot refused: its range overlaps another group's");
+            tracing::warn!(%group, %from, %taken, "snapshot refused");
             return effects
                 .applies
                 .push(crate::effects::ApplyTask::Discard(staged));
@@ -269,6 +296,9 @@ impl Worker {
         }
     }
 }
+
+/// Requests for votes that wait for groups to be born, over all groups of a worker.
+const EARLY_VOTES_MAX: usize = 1024;
 
 fn tell_gone(
     group: GroupId,

@@ -12,12 +12,13 @@ mod collect;
 mod lifecycle;
 mod members;
 mod messages;
+mod ranges;
 mod time;
 
 pub(crate) use collect::lane_of;
 pub use lifecycle::BOOTSTRAP;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,13 +26,13 @@ use polyraft_core::{ReplicaId, planted};
 
 use crate::config::HostConfig;
 use crate::effects::Effects;
-use crate::env::Lost;
+use crate::env::{GroupMessage, Lost};
 use crate::error::Reject;
 use crate::group::{GroupId, StoreId};
 use crate::group_map::{GroupMap, GroupSet};
 use crate::input::{AppliedItem, Input, PersistedItem};
-use crate::ranges::claims::RangeClaims;
-use crate::replica::Replica;
+use crate::ranges::registry::Registry;
+use crate::replica::{Queued, Replica};
 use crate::responder::Responder;
 use crate::router::Router;
 use crate::sync::AtomicBool;
@@ -40,7 +41,9 @@ use crate::sync::AtomicBool;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) router: Router,
-    pub(crate) ranges: RangeClaims,
+    /// Flushes that have begun.
+    pub(crate) flushes: AtomicU64,
+    pub(crate) registry: Registry,
     /// The disk was full at the last write: proposals are refused until it is not.
     pub(crate) disk_full: AtomicBool,
     /// The same at the last write of an applier.
@@ -55,7 +58,8 @@ impl Shared {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             router: Router::new(workers),
-            ranges: RangeClaims::default(),
+            flushes: AtomicU64::new(0),
+            registry: Registry::default(),
             disk_full: AtomicBool::new(false),
             data_disk_full: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -108,12 +112,16 @@ pub struct Worker {
     replicas: GroupMap<Box<Replica>>,
     /// Those that are ticked.
     awake: GroupSet,
-    /// The lowest replica id that may still be created, where it is known.
-    tombstones: GroupMap<ReplicaId>,
     /// Groups whose first state is being written.
     creating: GroupMap<Option<Responder<Result<(), Reject>>>>,
     /// Groups whose data is being removed.
     dying: GroupSet,
+    /// Groups with splits that are applied and not durable.
+    splitting: BTreeSet<GroupId>,
+    /// Groups whose end waits for that.
+    doomed: BTreeSet<GroupId>,
+    /// Requests for votes of groups that are being born.
+    early: VecDeque<(StoreId, GroupMessage)>,
     /// Stores of which it will be heard when they go.
     up: BTreeSet<StoreId>,
     /// Those with input in this pass.
@@ -130,9 +138,11 @@ impl Worker {
             shared,
             replicas: GroupMap::default(),
             awake: GroupSet::default(),
-            tombstones: GroupMap::default(),
             creating: GroupMap::default(),
             dying: GroupSet::default(),
+            splitting: BTreeSet::new(),
+            doomed: BTreeSet::new(),
+            early: VecDeque::new(),
             up: BTreeSet::new(),
             touched: Vec::new(),
             cache_bytes: 0,
@@ -155,10 +165,17 @@ impl Worker {
             Input::Propose {
                 group,
                 data,
+                expected,
                 permit,
                 respond,
             } => {
-                self.propose(group, data, permit, respond);
+                let command = Queued {
+                    data,
+                    expected,
+                    respond,
+                    permit,
+                };
+                self.propose(group, command);
             }
             Input::Read { group, respond } => self.read(group, respond),
             Input::Messages {
@@ -212,10 +229,24 @@ impl Worker {
                     Ok(())
                 });
             }
-            Input::Quarantine { group, reason } => {
+            Input::Quarantine {
+                group,
+                reason,
+                by_applier,
+            } => {
                 self.abandon_create(group, &reason);
                 self.quarantine(group, &reason);
+                if by_applier {
+                    self.abandon_range_steps(group);
+                    self.end_doomed(effects);
+                }
             }
+            Input::Born {
+                state,
+                replica,
+                campaign,
+            } => self.on_born(&state, replica, campaign, effects),
+            Input::Durable(flush) => self.on_durable(flush, effects),
             Input::Flushed(indexes) => self.on_flushed(&indexes, effects),
             Input::Tick => self.tick(effects),
             Input::StoreUp(store) => {
@@ -283,10 +314,14 @@ impl Worker {
             persisted,
         } = item;
         self.with(group, Some(replica), |replica| {
+            if let Some(left) = replica.void_receipts.checked_sub(1) {
+                replica.void_receipts = left;
+                return Ok(());
+            }
+            replica.writes_in_flight = replica.writes_in_flight.saturating_sub(1);
             let Some(persisted) = persisted else {
                 return Ok(());
             };
-            replica.writes_in_flight = replica.writes_in_flight.saturating_sub(1);
             replica
                 .node
                 .on_persisted(persisted)
@@ -308,6 +343,7 @@ impl Worker {
         replica.proposals.give_up();
         let why = || Reject::Refused(format!("the replica is out of service: {reason}"));
         replica.reads.reject_all(why);
+        replica.ranges.give_up();
         for change in replica.changes.drain(..) {
             change.respond.answer(Err(Reject::Ambiguous));
         }

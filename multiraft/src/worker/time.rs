@@ -35,6 +35,10 @@ impl Worker {
         if replica.is_installing() {
             return;
         }
+        if !replica.ranges.held.is_empty() {
+            // What it waits for may be another group's.
+            replica.touch(&mut self.touched);
+        }
         give_up_orphans(replica, limit);
         end_failed_transfers(replica);
         ask_if_removed(replica, limit * 2, effects);
@@ -187,7 +191,8 @@ fn send_to_sleep(replica: &mut Replica, effects: &mut Effects) {
 /// without word of it, whoever waits is told that nobody knows. That next leader may be this replica, after
 /// another one has cut the proposals off its log: then they are not in it when all of it is applied.
 fn give_up_orphans(replica: &mut Replica, limit: u32) {
-    if replica.proposals.is_empty() && replica.changes.is_empty() {
+    let asked = !replica.ranges.asked.is_empty();
+    if replica.proposals.is_empty() && replica.changes.is_empty() && !asked {
         replica.orphan_ticks = 0;
         return;
     }
@@ -195,6 +200,7 @@ fn give_up_orphans(replica: &mut Replica, limit: u32) {
         replica.orphan_ticks = 0;
         if replica.node.applied() == replica.node.last_index() && !planted!(OrphansNeverAnswered) {
             replica.proposals.cut_off();
+            replica.ranges.give_up();
             for change in replica.changes.extract_if(.., |change| !change.applied) {
                 change.respond.answer(Err(Reject::Ambiguous));
             }
@@ -204,6 +210,7 @@ fn give_up_orphans(replica: &mut Replica, limit: u32) {
     replica.orphan_ticks += 1;
     if replica.orphan_ticks > limit && !planted!(OrphansNeverAnswered) {
         replica.proposals.give_up();
+        replica.ranges.give_up();
         for change in replica.changes.drain(..) {
             change.respond.answer(Err(Reject::Ambiguous));
         }

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use polyraft_core::{ConfChangeKind, ReplicaId, RoleName, Transition};
 use polyraft_multiraft::env::conformance::Rng;
 use polyraft_multiraft::{
-    GroupDescriptor, GroupId, GroupStatus, HostConfig, HostHandle, Member, MemberChange, Reject,
-    Responder, StoreId,
+    GroupDescriptor, GroupId, GroupStatus, HostConfig, HostHandle, KeyRange, Member, MemberChange,
+    Reject, Responder, SplitPiece, StoreId,
 };
 
 use crate::history::History;
 use crate::log::{LogDisk, Registry};
-use crate::machine::{self, DataDisk, Witness};
+use crate::machine::{DataDisk, Witness};
 use crate::network::Network;
 use crate::node::Node;
 
@@ -287,11 +287,36 @@ impl Cluster {
         }
     }
 
+    /// The same for a group that serves all keys which begin with its number.
+    pub(crate) fn ranged(group: GroupId, stores: &[u64]) -> GroupDescriptor {
+        let first = u8::try_from(group.0).expect("few groups have a range");
+        let range = KeyRange {
+            start: vec![first].into(),
+            end: Some(vec![first + 1].into()),
+        };
+        GroupDescriptor {
+            range: Some(range),
+            ..Self::descriptor(group, stores)
+        }
+    }
+
     /// Creates a group on stores that run.
     #[track_caller]
     pub(crate) fn create(&mut self, group: u64, stores: &[u64]) {
-        let group = GroupId(group);
-        let descriptor = Self::descriptor(group, stores);
+        self.create_as(Self::descriptor(GroupId(group), stores));
+    }
+
+    /// The same with a range.
+    #[track_caller]
+    pub(crate) fn create_ranged(&mut self, group: u64, stores: &[u64]) {
+        self.create_as(Self::ranged(GroupId(group), stores));
+    }
+
+    #[track_caller]
+    fn create_as(&mut self, descriptor: GroupDescriptor) {
+        let group = descriptor.group;
+        let stores: Vec<u64> = descriptor.members.iter().map(|it| it.store.0).collect();
+        let stores = &stores;
         for store in stores {
             let handle = self.handle(*store);
             let created = self.answer(|respond| handle.create_group(descriptor.clone(), respond));
@@ -362,6 +387,43 @@ impl Cluster {
         self.answer(|respond| handle.change_members(group, changes, transition, respond))
     }
 
+    /// Asks the leader to split a group: by second byte of the key, new group.
+    #[track_caller]
+    pub(crate) fn split(
+        &mut self,
+        group: GroupId,
+        pieces: &[(u8, u64)],
+    ) -> Result<Vec<GroupDescriptor>, Reject> {
+        let (promise, respond) = Promise::new();
+        self.ask_to_split(group, pieces, respond);
+        self.until("an answer", 400, |_| promise.is_kept());
+        let result = promise.take().expect("it is there");
+        for new in result.iter().flatten() {
+            self.groups.insert(new.group);
+        }
+        result
+    }
+
+    /// The same without waiting for the answer.
+    pub(crate) fn ask_to_split(
+        &self,
+        group: GroupId,
+        pieces: &[(u8, u64)],
+        respond: Responder<Result<Vec<GroupDescriptor>, Reject>>,
+    ) {
+        let leader = self.leader(group).expect("the group has a leader");
+        let handle = self.nodes[&leader].handle().expect("it runs");
+        let descriptor = handle.descriptor(group).expect("it is there");
+        let range = descriptor.range.as_ref().expect("it has a range");
+        let first = range.start[0];
+        let piece = |(second, new): &(u8, u64)| SplitPiece {
+            start: vec![first, *second].into(),
+            group: GroupId(*new),
+        };
+        let pieces = pieces.iter().map(piece).collect();
+        handle.split(group, descriptor.epoch, pieces, respond);
+    }
+
     #[track_caller]
     pub(crate) fn describe(&mut self, store: u64, group: GroupId) -> Result<GroupStatus, Reject> {
         let handle = self.handle(store);
@@ -371,6 +433,14 @@ impl Cluster {
     /// All stores run, all networks work, everybody has everything: then every promise is checked.
     #[track_caller]
     pub(crate) fn settle_and_check(&mut self) {
+        self.settle();
+        self.history.check(&self.witness);
+        self.check_data();
+    }
+
+    /// All stores run, all networks work, everybody has everything.
+    #[track_caller]
+    pub(crate) fn settle(&mut self) {
         self.elect();
         for group in self.groups.clone() {
             self.written(group);
@@ -380,8 +450,6 @@ impl Cluster {
             history.summary().open == 0
         });
         self.until("all members have everything", 600, Self::is_converged);
-        self.history.check(&self.witness);
-        self.check_data();
     }
 
     /// Every member of every group is there and has applied what its leader has.
@@ -420,11 +488,8 @@ impl Cluster {
         for (store, node) in &self.nodes {
             for group in node.data.groups() {
                 let data = node.data.data(group).expect("it is listed");
-                let upto = (group, data.state.last.index);
-                let expected: BTreeSet<_> = witness
-                    .range((group, polyraft_core::Index(0))..=upto)
-                    .map(|(_, (_, command))| machine::key_of(command))
-                    .collect();
+                let range = data.state.descriptor.range.as_ref();
+                let expected = witness.keys(group, data.state.last.index, range);
                 let found: BTreeSet<_> = data.keys.keys().cloned().collect();
                 assert_eq!(found, expected, "store {store}, group {group}");
             }

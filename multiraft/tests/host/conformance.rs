@@ -13,4 +13,6 @@ fn the_log_in_memory_keeps_the_contract() {
 #[test]
 fn the_state_machine_in_memory_keeps_the_contract() {
     conformance::state_machine(DataDisk::default);
+    conformance::splits(DataDisk::default);
+    conformance::merges(DataDisk::default);
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use polyraft_core::Index;
-use polyraft_multiraft::{GroupId, HostHandle, ReadPermit, Reject, Responder};
+use polyraft_multiraft::{GroupId, HostHandle, KeyRange, ReadPermit, Reject, Responder};
 
 use crate::machine::{self, DataDisk, Witness};
 
@@ -97,8 +97,14 @@ impl History {
             history.answered(id, answer);
         };
         let respond = Responder::new(|| Err(Reject::Ambiguous), answer);
-        let command = machine::put(&key(id), &vec![b'v'; bytes]);
-        host.propose(group, command, respond);
+        let descriptor = host.descriptor(group);
+        let ranged = descriptor.filter(|descriptor| descriptor.range.is_some());
+        let range = ranged.as_ref().and_then(|it| it.range.as_ref());
+        let command = machine::put(&key(id, range), &vec![b'v'; bytes]);
+        match ranged {
+            Some(known) => host.propose_if(group, known.epoch.range, command, respond),
+            None => host.propose(group, command, respond),
+        }
         id
     }
 
@@ -165,16 +171,29 @@ impl History {
     }
 }
 
-fn key(id: usize) -> [u8; 8] {
-    (id as u64).to_be_bytes()
+/// A key of an operation's own, somewhere in the range.
+fn key(id: usize, range: Option<&KeyRange>) -> Vec<u8> {
+    let number = (id as u64).to_be_bytes();
+    let Some(range) = range else {
+        return number.to_vec();
+    };
+    let first = range.start.first().copied().unwrap_or_default();
+    let somewhere = [first, (id as u8).wrapping_mul(151)];
+    let anywhere = [&somewhere[..], &number].concat();
+    if range.contains(&anywhere) {
+        return anywhere;
+    }
+    [&range.start[..], &number].concat()
 }
 
 /// Where in the history of its group each write stands.
 fn places(witness: &Witness) -> BTreeMap<usize, Index> {
     let mut places = BTreeMap::new();
-    for ((group, index), (_, command)) in witness.lock().expect("nobody panics with it").iter() {
+    let seen = witness.lock().expect("nobody panics with it");
+    for ((group, index), (_, command)) in &seen.applied {
         let key = machine::key_of(command);
-        let id = u64::from_be_bytes(key[..].try_into().expect("keys have 8 bytes"));
+        let number = &key[key.len().saturating_sub(8)..];
+        let id = u64::from_be_bytes(number.try_into().expect("keys end with 8 bytes"));
         let id = usize::try_from(id).expect("ids are small");
         let before = places.insert(id, *index);
         assert!(before.is_none(), "group {group}: {id} was applied twice");

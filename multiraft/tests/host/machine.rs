@@ -10,9 +10,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_core::{EntryId, Index};
 use polyraft_multiraft::env::conformance::{DataSubject, SeamFault};
 use polyraft_multiraft::env::{
-    ApplyItem, SnapshotSink, SnapshotSource, StagedSnapshot, StateMachine, StateMachineError,
+    ApplyItem, RangeChange, SnapshotSink, SnapshotSource, StagedSnapshot, StateMachine,
+    StateMachineError,
 };
-use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
+use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, KeyRange};
 
 type Keys = BTreeMap<Bytes, Bytes>;
 
@@ -26,7 +27,71 @@ pub(crate) struct DataDisk {
 }
 
 /// See [`DataDisk::witness`].
-pub(crate) type Witness = Arc<Mutex<BTreeMap<(GroupId, Index), (EntryId, Bytes)>>>;
+pub(crate) type Witness = Arc<Mutex<Seen>>;
+
+/// What all stores have applied.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// By group and index.
+    pub(crate) applied: BTreeMap<(GroupId, Index), (EntryId, Bytes)>,
+    /// Groups that splits have made, with the one that was split, and where.
+    pub(crate) parents: BTreeMap<GroupId, (GroupId, Index)>,
+    /// Groups that have merged into others, by those and where, with what they had applied then.
+    pub(crate) merged: BTreeMap<(GroupId, Index), (GroupId, Index)>,
+}
+
+impl Seen {
+    /// The keys that a group has written or been given up to an index, as far as they are in `range`.
+    pub(crate) fn keys(
+        &self,
+        group: GroupId,
+        upto: Index,
+        range: Option<&KeyRange>,
+    ) -> BTreeSet<Bytes> {
+        let own = self.applied.range((group, Index(0))..=(group, upto));
+        let own = own.map(|(_, (_, command))| key_of(command));
+        let within = |key: &Bytes| range.is_none_or(|range| range.contains(key));
+        let mut keys: BTreeSet<Bytes> = own.filter(within).collect();
+        if let Some((parent, at)) = self.parents.get(&group) {
+            keys.extend(self.keys(*parent, *at, range));
+        }
+        for (other, at) in self
+            .merged
+            .range((group, Index(0))..=(group, upto))
+            .map(|(_, gone)| gone)
+        {
+            keys.extend(self.keys(*other, *at, range));
+        }
+        keys
+    }
+
+    fn watch(&mut self, item: &ApplyItem) {
+        for command in &item.commands {
+            let applied = (command.id, command.data.clone());
+            let known = self
+                .applied
+                .entry((item.group, command.id.index))
+                .or_insert_with(|| applied.clone());
+            assert_eq!(*known, applied, "group {}: two histories", item.group);
+        }
+        let at = (item.group, item.state.last.index);
+        match &item.range_change {
+            None => {}
+            Some(RangeChange::Split { rights }) => {
+                for right in rights {
+                    let group = right.state.descriptor.group;
+                    let known = *self.parents.entry(group).or_insert(at);
+                    assert_eq!(known, at, "group {group}: two origins");
+                }
+            }
+            Some(RangeChange::Merge { right }) => {
+                let gone = (right.descriptor.group, right.last.index);
+                let known = *self.merged.entry(at).or_insert(gone);
+                assert_eq!(known, gone, "{at:?}: two merges");
+            }
+        }
+    }
+}
 
 /// One group's data.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +106,8 @@ struct Inner {
     now: BTreeMap<GroupId, Data>,
     staged: BTreeMap<u64, Data>,
     next_token: u64,
+    /// Groups that were merged and are not forgotten: as of now, and flushed.
+    merged: [BTreeSet<GroupId>; 2],
     fault: Option<SeamFault>,
     /// Groups whose data is damaged.
     failing: BTreeSet<GroupId>,
@@ -71,20 +138,14 @@ impl DataDisk {
     pub(crate) fn crash(&self) {
         let mut inner = self.lock();
         inner.now = inner.flushed.clone();
+        inner.merged[0] = inner.merged[1].clone();
         inner.staged.clear();
         inner.fault = None;
     }
 
     fn watch(&self, item: &ApplyItem) {
         let Some(witness) = &self.witness else { return };
-        let mut witness = witness.lock().expect("nobody panics with it");
-        for command in &item.commands {
-            let applied = (command.id, command.data.clone());
-            let known = witness
-                .entry((item.group, command.id.index))
-                .or_insert_with(|| applied.clone());
-            assert_eq!(*known, applied, "group {}: two histories", item.group);
-        }
+        witness.lock().expect("nobody panics with it").watch(item);
     }
 
     /// A group's data as of now.
@@ -140,6 +201,56 @@ impl Inner {
         }
     }
 
+    /// No two groups have a key in common, now or after a crash.
+    fn check_ranges(&self) {
+        for groups in [&self.now, &self.flushed] {
+            let mut ranges: Vec<_> = groups
+                .values()
+                .filter_map(|data| data.state.descriptor.range.clone())
+                .collect();
+            ranges.sort_by(|one, two| one.start.cmp(&two.start));
+            for pair in ranges.windows(2) {
+                assert!(!pair[0].overlaps(&pair[1]), "{pair:?}");
+            }
+            for (group, data) in groups {
+                let Some(range) = &data.state.descriptor.range else {
+                    continue;
+                };
+                let outside = data.keys.keys().find(|key| !range.contains(key));
+                assert_eq!(outside, None, "group {group} with {range:?}");
+            }
+        }
+    }
+
+    /// The changes that a turn makes to the groups.
+    fn change(&mut self, item: &ApplyItem, mut data: Data) {
+        match &item.range_change {
+            None => {}
+            Some(RangeChange::Split { rights }) => {
+                for right in rights {
+                    let range = right.state.descriptor.range.as_ref();
+                    let range = range.expect("what is split has a range");
+                    let moves = |key: &Bytes, _: &mut Bytes| range.contains(key);
+                    let keys: Keys = data.keys.extract_if(.., moves).collect();
+                    let state = right.state.clone();
+                    if right.keep {
+                        let group = state.descriptor.group;
+                        let before = self.now.insert(group, Data { state, keys });
+                        assert_eq!(before, None, "group {group} is there already");
+                    }
+                }
+            }
+            Some(RangeChange::Merge { right }) => {
+                let group = right.descriptor.group;
+                let gone = self.now.remove(&group).expect("it is there");
+                assert_eq!(gone.state, *right, "it has moved on");
+                data.keys.extend(gone.keys);
+                self.merged[0].insert(group);
+            }
+        }
+        self.now.insert(item.group, data);
+    }
+
     /// A change that is durable at once; what is only applied of other groups stays as it is.
     fn set(&mut self, group: GroupId, data: Option<Data>) {
         for groups in [&mut self.now, &mut self.flushed] {
@@ -167,6 +278,11 @@ impl Inner {
             );
             let pair = take_pair(&mut command.data.clone());
             let (key, value) = pair.expect("a committed command is one that was proposed");
+            let range = data.state.descriptor.range.as_ref();
+            assert!(
+                range.is_none_or(|range| range.contains(&key)),
+                "group {group}: {key:?} is not within {range:?}"
+            );
             let before = data.keys.insert(key, value).unwrap_or_default();
             replies.push(before);
         }
@@ -182,10 +298,13 @@ impl StateMachine for DataDisk {
     }
 
     fn merged(&self) -> Result<Vec<GroupId>, StateMachineError> {
-        Ok(Vec::new())
+        Ok(self.lock().merged[0].iter().copied().collect())
     }
 
-    fn forget(&self, _group: GroupId) -> Result<(), StateMachineError> {
+    fn forget(&self, group: GroupId) -> Result<(), StateMachineError> {
+        let mut inner = self.lock();
+        inner.check_room()?;
+        inner.merged[0].remove(&group);
         Ok(())
     }
 
@@ -206,9 +325,10 @@ impl StateMachine for DataDisk {
         let turns: Result<Vec<_>, _> = items.iter().map(|item| inner.turn(item)).collect();
         for (item, (data, replies)) in items.iter_mut().zip(turns?) {
             self.watch(item);
-            inner.now.insert(item.group, data);
+            inner.change(item, data);
             item.replies = replies;
         }
+        inner.check_ranges();
         Ok(())
     }
 
@@ -216,6 +336,7 @@ impl StateMachine for DataDisk {
         let mut inner = self.lock();
         inner.check_room()?;
         inner.flushed = inner.now.clone();
+        inner.merged[1] = inner.merged[0].clone();
         Ok(())
     }
 
@@ -250,7 +371,14 @@ impl StateMachine for DataDisk {
         let Some(data) = inner.staged.remove(&staged.token) else {
             return Err(StateMachineError::Fatal("nothing is staged".to_owned()));
         };
+        for subsumed in &staged.subsumes {
+            inner.set(subsumed.group, None);
+            for merged in &mut inner.merged {
+                merged.insert(subsumed.group);
+            }
+        }
         inner.set(staged.state.descriptor.group, Some(data));
+        inner.check_ranges();
         Ok(())
     }
 
@@ -307,6 +435,11 @@ impl SnapshotSink for Sink {
         let cut_short = || damaged(self.data.state.descriptor.group, "cut short");
         for _ in 0..chunk.try_get_u64().map_err(|_| cut_short())? {
             let (key, value) = take_pair(&mut chunk).ok_or_else(cut_short)?;
+            let range = self.data.state.descriptor.range.as_ref();
+            if range.is_some_and(|range| !range.contains(&key)) {
+                let group = self.data.state.descriptor.group;
+                return Err(damaged(group, "a key outside of its range"));
+            }
             self.data.keys.insert(key, value);
         }
         Ok(())
@@ -348,8 +481,18 @@ impl DataSubject for DataDisk {
     }
 
     fn contents(&self, machine: &Self, descriptor: &GroupDescriptor) -> Vec<(Bytes, Bytes)> {
-        let data = machine.data(descriptor.group).unwrap_or_default();
-        data.keys.into_iter().collect()
+        // Its range may be that of a group under another number.
+        let Some(range) = &descriptor.range else {
+            return Vec::new();
+        };
+        let inner = machine.lock();
+        let all = inner.now.values().flat_map(|data| &data.keys);
+        let within = all.filter(|(key, _)| range.contains(key));
+        let mut pairs: Vec<_> = within
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        pairs.sort();
+        pairs
     }
 }
 

@@ -16,4 +16,5 @@ mod membership;
 mod network;
 mod node;
 mod reads;
+mod splits;
 mod unreachable;

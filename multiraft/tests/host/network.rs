@@ -47,6 +47,8 @@ struct Inner {
     streams: Vec<Stream>,
     /// Pairs that do not reach each other.
     cut: BTreeSet<(StoreId, StoreId)>,
+    /// Stores that hear nothing of a group.
+    deaf: BTreeSet<(StoreId, GroupId)>,
     disks: BTreeMap<StoreId, LogDisk>,
     leaders: BTreeMap<(GroupId, Term), ReplicaId>,
     messages: u64,
@@ -87,6 +89,7 @@ impl Network {
             frames: BTreeMap::new(),
             streams: Vec::new(),
             cut: BTreeSet::new(),
+            deaf: BTreeSet::new(),
             disks: BTreeMap::new(),
             leaders: BTreeMap::new(),
             messages: 0,
@@ -145,6 +148,16 @@ impl Network {
         drop::<Vec<Stream>>(broken);
     }
 
+    /// Whether a store hears nothing of a group but snapshots.
+    pub(crate) fn set_deaf(&self, store: StoreId, group: GroupId, deaf: bool) {
+        let mut inner = self.lock();
+        if deaf {
+            inner.deaf.insert((store, group));
+        } else {
+            inner.deaf.remove(&(store, group));
+        }
+    }
+
     pub(crate) fn is_cut(&self, one: StoreId, two: StoreId) -> bool {
         self.lock().cut.contains(&(one, two))
     }
@@ -171,7 +184,10 @@ impl Network {
             let due = std::mem::replace(&mut inner.frames, later);
             (due, std::mem::take(&mut inner.streams))
         };
-        for frame in due.into_values() {
+        let deaf = self.lock().deaf.clone();
+        for mut frame in due.into_values() {
+            let hears = |message: &GroupMessage| !deaf.contains(&(frame.to, message.group));
+            frame.messages.retain(hears);
             if let Some(host) = hosts.get(&frame.to) {
                 host.deliver(frame.from, frame.messages);
             }

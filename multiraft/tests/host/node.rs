@@ -26,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) fatal: Option<HostError>,
     /// The others know.
     pub(crate) mourned: bool,
+    /// Nobody gets the flush that he waits for.
+    pub(crate) never_flushes: bool,
 }
 
 struct Running {
@@ -38,6 +40,8 @@ struct Running {
     fetches: VecDeque<FetchTask>,
     snapshots: VecDeque<SnapshotTask>,
     sending: Arc<AtomicUsize>,
+    /// Somebody waits for a flush.
+    flush: bool,
 }
 
 impl Node {
@@ -51,6 +55,7 @@ impl Node {
             running: None,
             fatal: None,
             mourned: false,
+            never_flushes: false,
         }
     }
 
@@ -78,6 +83,7 @@ impl Node {
             fetches: VecDeque::new(),
             snapshots: VecDeque::new(),
             sending: Arc::default(),
+            flush: false,
         });
         Ok(())
     }
@@ -118,8 +124,8 @@ impl Node {
 
     /// Flushes applied data, and truncates logs behind it.
     pub(crate) fn flush(&mut self) {
-        if let Some(running) = &self.running
-            && let Err(error) = running.parts.flush(&running.env.state_machine)
+        if let Some(running) = &mut self.running
+            && let Err(error) = running.flush()
         {
             self.fail(error);
         }
@@ -136,7 +142,10 @@ impl Node {
         let Some(running) = &mut self.running else {
             return;
         };
-        let result = running.step(rng, percent);
+        let mut result = running.step(rng, percent);
+        if result.is_ok() && running.flush && !self.never_flushes && rng.percent(percent / 4) {
+            result = running.flush();
+        }
         if let Err(error) = result {
             self.fail(error);
         }
@@ -151,6 +160,7 @@ impl Node {
                 && !running.full.contains(&true)
                 && running.fetches.is_empty()
                 && running.snapshots.is_empty()
+                && !running.flush
         })
     }
 
@@ -196,6 +206,13 @@ impl Running {
         Ok(())
     }
 
+    fn flush(&mut self) -> Result<(), HostError> {
+        if self.parts.flush(&self.env.state_machine)? {
+            self.flush = false;
+        }
+        Ok(())
+    }
+
     fn perform(&mut self, effects: Effects) {
         for ((store, lane), messages) in effects.sends {
             self.env.transport.send(store, lane.into(), messages);
@@ -207,6 +224,10 @@ impl Running {
         }
         self.fetches.extend(effects.fetches);
         self.snapshots.extend(effects.snapshots);
+        for (worker, input) in effects.inputs {
+            self.parts.complete(worker, input);
+        }
+        self.flush |= effects.flush;
     }
 
     fn write(&mut self, rng: &mut Rng) -> Result<(), HostError> {

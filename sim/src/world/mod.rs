@@ -594,6 +594,7 @@ impl World {
                     Step::Snapshot => 6,
                     Step::Tick => 7,
                     Step::Maintain => 8,
+                    Step::Flush => 14,
                 };
                 (step, store.0, *incarnation)
             }

@@ -11,12 +11,14 @@
 mod log_engine;
 mod log_model;
 mod network;
+mod range_changes;
 mod state_machine;
 mod transport;
 
 pub use log_engine::{LogSubject, log_engine};
 pub use log_model::LogModel;
 pub use network::{MemoryNetwork, MemoryStats, MemoryTransport, Transit, TransitKind};
+pub use range_changes::{merges, splits};
 pub use state_machine::{DataSubject, state_machine};
 pub use transport::{TransportSubject, transport};
 

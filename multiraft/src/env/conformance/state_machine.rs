@@ -46,7 +46,7 @@ pub fn state_machine<S: DataSubject>(new: impl Fn() -> S) {
     without_room_nothing_is_applied(&new());
 }
 
-fn descriptor(group: u64) -> GroupDescriptor {
+pub(super) fn descriptor(group: u64) -> GroupDescriptor {
     let member = |id| Member {
         replica: ReplicaId(id),
         store: StoreId(id + 10),
@@ -63,7 +63,7 @@ fn descriptor(group: u64) -> GroupDescriptor {
     }
 }
 
-fn state(group: u64, index: u64) -> AppliedState {
+pub(super) fn state(group: u64, index: u64) -> AppliedState {
     let voters = (1..=3).map(ReplicaId).collect();
     AppliedState {
         last: EntryId::new(2, index),
@@ -75,11 +75,16 @@ fn state(group: u64, index: u64) -> AppliedState {
     }
 }
 
-fn key(group: u64, name: &str) -> Bytes {
+pub(super) fn key(group: u64, name: &str) -> Bytes {
     Bytes::from(format!("{group:03}/{name}"))
 }
 
-fn item<S: DataSubject>(s: &S, group: u64, after: u64, puts: &[(&str, &str)]) -> ApplyItem {
+pub(super) fn item<S: DataSubject>(
+    s: &S,
+    group: u64,
+    after: u64,
+    puts: &[(&str, &str)],
+) -> ApplyItem {
     let command = |(at, (name, value)): (u64, &(&str, &str))| Command {
         id: EntryId {
             term: Term(2),
@@ -98,7 +103,7 @@ fn item<S: DataSubject>(s: &S, group: u64, after: u64, puts: &[(&str, &str)]) ->
 }
 
 /// Applies puts to one group, whose last applied index was `after`.
-fn turn<S: DataSubject>(
+pub(super) fn turn<S: DataSubject>(
     s: &S,
     machine: &S::Machine,
     group: u64,
@@ -110,7 +115,7 @@ fn turn<S: DataSubject>(
     assert_eq!(items[0].replies.len(), puts.len());
 }
 
-fn created<S: DataSubject>(s: &S, groups: &[u64]) -> S::Machine {
+pub(super) fn created<S: DataSubject>(s: &S, groups: &[u64]) -> S::Machine {
     let machine = opened(s);
     for group in groups {
         machine.create(&state(*group, 2)).expect("there is room");
@@ -125,7 +130,7 @@ fn opened<S: DataSubject>(s: &S) -> S::Machine {
 }
 
 /// The state of a group as of now.
-fn live<S: DataSubject>(machine: &S::Machine, group: u64) -> Option<AppliedState> {
+pub(super) fn live<S: DataSubject>(machine: &S::Machine, group: u64) -> Option<AppliedState> {
     match machine.snapshot(GroupId(group)) {
         Ok(source) => Some(source.state().clone()),
         Err(StateMachineError::Group { .. }) => None,
@@ -134,7 +139,7 @@ fn live<S: DataSubject>(machine: &S::Machine, group: u64) -> Option<AppliedState
 }
 
 /// What a start finds; once after each opening.
-fn found<S: DataSubject>(machine: &S::Machine) -> Vec<AppliedState> {
+pub(super) fn found<S: DataSubject>(machine: &S::Machine) -> Vec<AppliedState> {
     let mut found = machine.recover().expect("the data can be trusted");
     found.sort_by_key(|state| state.descriptor.group);
     found
@@ -142,12 +147,21 @@ fn found<S: DataSubject>(machine: &S::Machine) -> Vec<AppliedState> {
 
 /// What a group holds, as text without the group's prefix.
 fn show<S: DataSubject>(s: &S, machine: &S::Machine, group: u64) -> String {
+    show_range(s, machine, &descriptor(group))
+}
+
+/// What a group with this descriptor holds, in the same way.
+pub(super) fn show_range<S: DataSubject>(
+    s: &S,
+    machine: &S::Machine,
+    descriptor: &GroupDescriptor,
+) -> String {
     let text = |(key, value): &(Bytes, Bytes)| {
         let (key, value) = (String::from_utf8_lossy(key), String::from_utf8_lossy(value));
         let name = key.rsplit('/').next().unwrap_or_default().to_owned();
         format!("{name}={value}")
     };
-    let pairs = s.contents(machine, &descriptor(group));
+    let pairs = s.contents(machine, descriptor);
     pairs.iter().map(text).collect::<Vec<_>>().join(" ")
 }
 
@@ -267,7 +281,7 @@ fn what_is_flushed_survives<S: DataSubject>(s: &S) {
 }
 
 /// Sends a snapshot of a group from one to another, up to where it is staged.
-fn transfer<S: DataSubject>(
+pub(super) fn transfer<S: DataSubject>(
     from: &S::Machine,
     to: &S::Machine,
     group: u64,

@@ -222,7 +222,7 @@ fn a_merge_wants_neighbours_on_the_same_stores() {
     assert_eq!(whole.descriptor.epoch.range, 42);
     assert_eq!(whole.descriptor.members, left.descriptor.members);
     for unfit in [
-        right.clone(),
+        right,
         edited(&frozen, |right| right.range = None),
         edited(&frozen, |right| right.range = Some(range("n", "t"))),
         edited(&frozen, |right| {

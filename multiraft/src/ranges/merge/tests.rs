@@ -182,7 +182,7 @@ impl Groups {
             }
             MergeStep::Propose { group, command } => {
                 self.proposed.push((group, command.clone()));
-                if luck % 2 == 0 {
+                if luck.is_multiple_of(2) {
                     MergeAnswer::Failed
                 } else {
                     self.apply(group, &command);
@@ -291,7 +291,7 @@ proptest! {
         steps in proptest::collection::vec((0u8..13, any::<u8>()), 1..250),
     ) {
         let mut groups = Groups::new();
-        let mut merges = vec![new(), new(), Merging::new(RIGHT, LAST, Bytes::from("m"))];
+        let mut merges = [new(), new(), Merging::new(RIGHT, LAST, Bytes::from("m"))];
         for (kind, luck) in steps {
             let some = usize::from(luck) % merges.len();
             match kind {
