@@ -123,6 +123,9 @@ pub(crate) fn recover(
     for state in env.state_machine.recover()? {
         states.insert(state.descriptor.group, state);
     }
+    // An earlier host may have used the same state machine: what that has applied must be durable before anybody
+    // relies on which group has which keys.
+    env.state_machine.flush()?;
     settle_orphans(env, config, &mut found, &mut states)?;
     reset_overtaken(env, &mut found, &states)?;
     for (group, next_replica) in &found.tombstones {

@@ -121,6 +121,8 @@ fn log_in_memory() {
 #[test]
 fn data_in_memory() {
     conformance::state_machine(InMemory::default);
+    conformance::splits(InMemory::default);
+    conformance::merges(InMemory::default);
 }
 
 #[cfg(feature = "rocksdb")]
@@ -199,5 +201,7 @@ mod on_rocksdb {
     #[test]
     fn data_on_rocksdb() {
         conformance::state_machine(OnRocks::new);
+        conformance::splits(OnRocks::new);
+        conformance::merges(OnRocks::new);
     }
 }

@@ -1,13 +1,17 @@
 //! Everything at once, by seed: crashes, power cuts, full disks, failed syncs, a bad network, changes of
-//! membership, groups that come and go. Then peace, and every promise is checked.
+//! membership, groups that come, split and go. Then peace, and every promise is checked.
 //!
 //! `POLYRAFT_CHAOS_SEEDS=1000` runs so many seeds; `POLYRAFT_CHAOS_FIRST=17` begins with that one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use polyraft_core::{ConfChangeKind, ReplicaId, RoleName, Transition};
 use polyraft_multiraft::env::conformance::{Rng, SeamFault};
-use polyraft_multiraft::{GroupId, HostConfig, MemberChange, Reject, Responder, StoreId};
+use polyraft_multiraft::{
+    GroupDescriptor, GroupId, HostConfig, MemberChange, Reject, Responder, SplitPiece, StoreId,
+};
 
 use crate::cluster::Cluster;
 use crate::network::Weather;
@@ -24,21 +28,24 @@ fn number(variable: &str, default: u64) -> u64 {
 #[test]
 fn chaos_keeps_every_promise() {
     let first = number("POLYRAFT_CHAOS_FIRST", 0);
-    let mut total = [0; 4];
+    let mut total = [0; 5];
     for seed in first..first + number("POLYRAFT_CHAOS_SEEDS", 50) {
-        let summary = Chaos::new(seed).run();
+        let (summary, splits) = Chaos::new(seed).run();
         let counts = [
             summary.written,
             summary.read,
             summary.ambiguous,
             summary.refused,
+            splits,
         ];
         for (sum, count) in total.iter_mut().zip(counts) {
             *sum += count;
         }
     }
-    let [written, read, ambiguous, refused] = total;
-    println!("{written} written, {read} read, {ambiguous} ambiguous, {refused} refused");
+    let [written, read, ambiguous, refused, splits] = total;
+    println!(
+        "{written} written, {read} read, {ambiguous} ambiguous, {refused} refused, {splits} splits"
+    );
     assert!(
         total.iter().all(|count| *count > 0),
         "everything has happened"
@@ -54,6 +61,8 @@ struct Chaos {
     passing: BTreeMap<GroupId, Vec<u64>>,
     gone: BTreeSet<GroupId>,
     next_group: u64,
+    /// Splits that were made, as far as was heard.
+    splits: Arc<AtomicU64>,
 }
 
 impl Drop for Chaos {
@@ -85,7 +94,11 @@ impl Chaos {
         let mut cluster = Cluster::new(seed, STORES, |config| adjust(config, seed));
         for group in 1..=GROUPS {
             let stores = some_stores(&mut rng, 3);
-            cluster.create(group, &stores);
+            if group > GROUPS / 2 {
+                cluster.create_ranged(group, &stores);
+            } else {
+                cluster.create(group, &stores);
+            }
         }
         cluster.pace = 40 + rng.below(61);
         cluster.network.set_weather(Weather {
@@ -103,10 +116,11 @@ impl Chaos {
             passing: BTreeMap::new(),
             gone: BTreeSet::new(),
             next_group: GROUPS + 1,
+            splits: Arc::default(),
         }
     }
 
-    fn run(mut self) -> crate::history::Summary {
+    fn run(mut self) -> (crate::history::Summary, usize) {
         for _ in 0..ROUNDS {
             self.round();
             let steps = self.rng.below(30);
@@ -115,9 +129,12 @@ impl Chaos {
             }
         }
         self.peace();
+        self.settle();
         self.cluster.settle_and_check();
         self.check_gone();
-        self.cluster.history.summary()
+        let splits = self.splits.load(Ordering::SeqCst);
+        let splits = usize::try_from(splits).expect("they are few");
+        (self.cluster.history.summary(), splits)
     }
 
     fn round(&mut self) {
@@ -146,13 +163,14 @@ impl Chaos {
             13 => self.move_leader(store),
             14 => self.create(),
             15 => self.destroy(),
+            16 | 17 => self.split(),
             _ => {}
         }
     }
 
     /// A write or a read, mostly where the leader is believed to be.
     fn operate(&mut self) {
-        let groups = if self.rng.percent(80) {
+        let groups = if self.rng.percent(60) {
             GROUPS
         } else {
             self.next_group
@@ -220,8 +238,71 @@ impl Chaos {
         node.data.set_fault(None);
     }
 
+    /// A group that stays, or one that a split has made of it.
+    fn some_group(&mut self) -> GroupId {
+        let own = |group: &GroupId| !self.passing.contains_key(group) && !self.gone.contains(group);
+        let groups: Vec<GroupId> = self.cluster.present().into_iter().filter(own).collect();
+        match groups.is_empty() {
+            true => GroupId(1 + self.rng.below(GROUPS)),
+            false => *self.rng.pick(&groups),
+        }
+    }
+
+    fn split(&mut self) {
+        let group = self.some_group();
+        let Some(handle) = self
+            .cluster
+            .leader(group)
+            .and_then(|leader| self.cluster.nodes[&leader].handle())
+        else {
+            return;
+        };
+        let Some(descriptor) = handle.descriptor(group) else {
+            return;
+        };
+        let Some(range) = &descriptor.range else {
+            return;
+        };
+        let mut starts: Vec<u8> = (0..1 + self.rng.below(3))
+            .map(|_| 1 + self.rng.below(255) as u8)
+            .collect();
+        starts.sort_unstable();
+        let mut pieces = Vec::new();
+        for second in starts {
+            let start: bytes::Bytes = vec![range.start[0], second].into();
+            if range.contains(&start) {
+                let group = GroupId(self.next_group);
+                self.next_group += 1;
+                pieces.push(SplitPiece { start, group });
+            }
+        }
+        if pieces.is_empty() {
+            return;
+        }
+        let asked = Arc::clone(&self.splits);
+        let count = move |result: Result<Vec<GroupDescriptor>, Reject>| {
+            asked.fetch_add(u64::from(result.is_ok()), Ordering::SeqCst);
+        };
+        let respond = Responder::new(|| Err(Reject::Ambiguous), count);
+        handle.split(group, descriptor.epoch, pieces, respond);
+    }
+
+    /// Groups that splits have made are groups as any other; one may still be under way.
+    fn settle(&mut self) {
+        loop {
+            let found = self.cluster.present();
+            let found = found.into_iter().filter(|group| !self.gone.contains(group));
+            let before = self.cluster.groups.len();
+            self.cluster.groups.extend(found);
+            if self.cluster.groups.len() == before {
+                return;
+            }
+            self.cluster.settle();
+        }
+    }
+
     fn change_members(&mut self) {
-        let group = GroupId(1 + self.rng.below(GROUPS));
+        let group = self.some_group();
         let Some(leader) = self.cluster.leader(group) else {
             return;
         };
@@ -252,7 +333,7 @@ impl Chaos {
     }
 
     fn move_leader(&mut self, store: StoreId) {
-        let group = GroupId(1 + self.rng.below(GROUPS));
+        let group = self.some_group();
         if let Some(handle) = self.cluster.nodes[&store].handle() {
             let leads = handle
                 .summary(group)

@@ -452,6 +452,12 @@ impl Cluster {
         self.until("all members have everything", 600, Self::is_converged);
     }
 
+    /// Groups that have data anywhere.
+    pub(crate) fn present(&self) -> BTreeSet<GroupId> {
+        let nodes = self.nodes.values();
+        nodes.flat_map(|node| node.data.groups()).collect()
+    }
+
     /// Every member of every group is there and has applied what its leader has.
     fn is_converged(&self) -> bool {
         self.groups.iter().all(|group| self.lags(*group).is_empty())

@@ -203,14 +203,15 @@ impl Inner {
 
     /// No two groups have a key in common, now or after a crash.
     fn check_ranges(&self) {
-        for groups in [&self.now, &self.flushed] {
+        for (groups, when) in [(&self.now, "now"), (&self.flushed, "flushed")] {
             let mut ranges: Vec<_> = groups
-                .values()
-                .filter_map(|data| data.state.descriptor.range.clone())
+                .iter()
+                .filter_map(|(group, data)| Some((data.state.descriptor.range.clone()?, group)))
                 .collect();
-            ranges.sort_by(|one, two| one.start.cmp(&two.start));
+            ranges.sort_by(|(one, _), (two, _)| one.start.cmp(&two.start));
             for pair in ranges.windows(2) {
-                assert!(!pair[0].overlaps(&pair[1]), "{pair:?}");
+                let ((one, _), (two, _)) = (&pair[0], &pair[1]);
+                assert!(!one.overlaps(two), "{when}: {pair:?}");
             }
             for (group, data) in groups {
                 let Some(range) = &data.state.descriptor.range else {
