@@ -12,6 +12,7 @@
 //! | `bad-request` | INVALID_ARGUMENT | none | correct the request |
 //! | `refused` | FAILED_PRECONDITION | none | see the message |
 //! | `stale` | UNAVAILABLE | none | try again |
+//! | `range-changed` | UNAVAILABLE | none | look at the ranges that come along, and ask the group that has the key now |
 //! | `stopping` | UNAVAILABLE | none | ask another store |
 //! | `not-initialised` | FAILED_PRECONDITION | none | `polyraft init` |
 //! | `session-expired` | FAILED_PRECONDITION | none or unknown | begin a new session |
@@ -19,8 +20,11 @@
 //! | `internal` | INTERNAL | unknown | a bug or a broken disk: see the store's log |
 
 use polyraft_multiraft::Reject;
+use prost::Message;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
+
+use crate::proto::kv::{Range, Ranges};
 
 /// Metadata key: whether the request had an effect.
 pub const OUTCOME: &str = "polyraft-outcome";
@@ -30,6 +34,11 @@ pub const REASON: &str = "polyraft-reason";
 pub const LEADER: &str = "polyraft-leader";
 /// Metadata key: where a new session may begin.
 pub const INDEX: &str = "polyraft-index";
+/// Metadata key: an encoded [`Ranges`], what is known of the ranges in question.
+pub const RANGES: &str = "polyraft-ranges-bin";
+
+/// Bytes of [`RANGES`] at most: connections take some kilobytes of metadata, and keys may be long.
+const RANGES_BYTES_MAX: usize = 4096;
 
 /// Whether a failed request had an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +64,7 @@ pub enum Reason {
     BadRequest,
     Refused,
     Stale,
+    RangeChanged,
     Stopping,
     NotInitialised,
     SessionExpired,
@@ -62,7 +72,7 @@ pub enum Reason {
     Internal,
 }
 
-const TABLE: [(Reason, &str, Code); 16] = [
+const TABLE: [(Reason, &str, Code); 17] = [
     (Reason::NotLeader, "not-leader", Code::Unavailable),
     (Reason::NoGroup, "no-group", Code::Unavailable),
     (Reason::Unreachable, "unreachable", Code::Unavailable),
@@ -74,6 +84,7 @@ const TABLE: [(Reason, &str, Code); 16] = [
     (Reason::BadRequest, "bad-request", Code::InvalidArgument),
     (Reason::Refused, "refused", Code::FailedPrecondition),
     (Reason::Stale, "stale", Code::Unavailable),
+    (Reason::RangeChanged, "range-changed", Code::Unavailable),
     (Reason::Stopping, "stopping", Code::Unavailable),
     (
         Reason::NotInitialised,
@@ -90,7 +101,7 @@ const TABLE: [(Reason, &str, Code); 16] = [
 ];
 
 /// Why a request failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// The row of the table.
     pub reason: Reason,
@@ -100,6 +111,8 @@ pub struct Failure {
     pub leader: Option<u64>,
     /// Where a new session may begin, if the one of the request has expired.
     pub index: Option<u64>,
+    /// What is known of the ranges in question, if the request was for a wrong one.
+    pub ranges: Vec<Range>,
     /// For people.
     pub message: String,
 }
@@ -130,6 +143,7 @@ impl Failure {
             effect: Effect::None,
             leader: None,
             index: None,
+            ranges: Vec::new(),
             message: message.into(),
         }
     }
@@ -152,6 +166,7 @@ impl Failure {
                 | Reason::NoGroup
                 | Reason::Unreachable
                 | Reason::Stale
+                | Reason::RangeChanged
                 | Reason::Stopping
         );
         passing && self.effect == Effect::None
@@ -205,9 +220,30 @@ impl Failure {
             effect,
             leader: text(LEADER).and_then(|leader| leader.parse().ok()),
             index: text(INDEX).and_then(|index| index.parse().ok()),
+            ranges: ranges_of(status),
             message: status.message().to_owned(),
         }
     }
+}
+
+/// The ranges that a status names. They are hints: none if they cannot be read.
+fn ranges_of(status: &Status) -> Vec<Range> {
+    let value = status.metadata().get_bin(RANGES);
+    let bytes = value.and_then(|value| value.to_bytes().ok());
+    let ranges = bytes.and_then(|bytes| Ranges::decode(bytes).ok());
+    ranges.unwrap_or_default().ranges
+}
+
+/// As many of `ranges` as may come along.
+fn encode_ranges(ranges: Vec<Range>) -> Vec<u8> {
+    let mut some = Ranges::default();
+    for range in ranges {
+        some.ranges.push(range);
+        if some.encoded_len() > RANGES_BYTES_MAX {
+            some.ranges.pop();
+        }
+    }
+    some.encode_to_vec()
 }
 
 /// Whether the connection was never made, so that the request cannot have arrived.
@@ -246,6 +282,7 @@ impl From<Reject> for Failure {
             effect,
             leader,
             index: None,
+            ranges: Vec::new(),
             message,
         }
     }
@@ -266,6 +303,10 @@ impl From<Failure> for Status {
         if let Some(index) = failure.index {
             metadata.insert(INDEX, MetadataValue::from(index));
         }
+        if !failure.ranges.is_empty() {
+            let ranges = encode_ranges(failure.ranges);
+            metadata.insert_bin(RANGES, MetadataValue::from_bytes(&ranges));
+        }
         Self::with_metadata(failure.reason.code(), failure.message, metadata)
     }
 }
@@ -283,6 +324,7 @@ mod tests {
                     effect,
                     leader: Some(3),
                     index: Some(9),
+                    ranges: vec![range(7, 10), range(8, 0)],
                     message: "why".to_owned(),
                 };
                 assert_eq!(reason.word(), word);
@@ -291,6 +333,30 @@ mod tests {
                 assert_eq!(Failure::from_status(&status, false), failure);
             }
         }
+    }
+
+    fn range(group: u64, key_bytes: usize) -> Range {
+        Range {
+            group,
+            start: vec![b'k'; key_bytes].into(),
+            leader_address: "host:1".to_owned(),
+            ..Range::default()
+        }
+    }
+
+    #[test]
+    fn ranges_with_long_keys_stay_behind() {
+        let failure = Failure {
+            ranges: vec![range(1, 10), range(2, 4090), range(3, 4000), range(4, 4000)],
+            ..Failure::new(Reason::RangeChanged, "why")
+        };
+        let got = Failure::from_status(&failure.into(), true);
+        let groups: Vec<u64> = got.ranges.iter().map(|range| range.group).collect();
+        assert_eq!(groups, [1, 3]);
+        let mut status = Status::from(Failure::new(Reason::RangeChanged, "why"));
+        let garbage = MetadataValue::from_bytes(b"\xff\xff");
+        status.metadata_mut().insert_bin(RANGES, garbage);
+        assert_eq!(Failure::from_status(&status, true).ranges, []);
     }
 
     #[test]

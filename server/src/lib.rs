@@ -15,7 +15,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`kv`], `admin` | the two interfaces, and what is replicated |
-//! | `routing`, `directory`, `peers` | from a key to the store that leads its group |
+//! | `owner`, `routing`, `directory`, `peers` | from a key to its group, and to the store that leads that |
 //! | `instances`, `environment` | which directory each store has; where a store runs |
 //! | `node` | start, join, drain, stop |
 //! | `balance` | leaderships spread over the stores |
@@ -44,6 +44,7 @@ mod instances;
 mod load;
 mod metrics;
 mod node;
+mod owner;
 mod routing;
 mod scrape;
 mod server;

@@ -28,7 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// No client gets more: a request that is forgotten must not stay for ever.
 const DEADLINE_MAX: Duration = Duration::from_secs(120);
 /// First and last pause between two attempts.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
+pub(crate) const PAUSE: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(200));
 
 /// How a request may be treated.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +105,23 @@ impl Server {
         L: Future<Output = Result<T, Failure>>,
         R: Future<Output = Result<T, Status>>,
     {
+        self.at_leader_unless(group, || false, call, local, remote)
+            .await
+    }
+
+    /// The same, but gives up as [`Reason::RangeChanged`] when after a failure the group is `outdated`.
+    pub(crate) async fn at_leader_unless<T, L, R>(
+        &self,
+        group: u64,
+        outdated: impl Fn() -> bool,
+        call: Call,
+        local: impl Fn() -> L,
+        remote: impl Fn(Channel) -> R,
+    ) -> Result<T, Failure>
+    where
+        L: Future<Output = Result<T, Failure>>,
+        R: Future<Output = Result<T, Status>>,
+    {
         let mut pause = PAUSE.0;
         let mut hint = None;
         let mut failed = BTreeSet::new();
@@ -127,6 +145,7 @@ impl Server {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            self.learn_ranges(&failure.ranges);
             in_doubt |= !call.reads && failure.effect == Effect::Unknown;
             let failure = doubtful(failure, in_doubt);
             let again = is_worth_another_try(&failure, call);
@@ -136,6 +155,9 @@ impl Server {
                 } else {
                     self.explain(group, failure)
                 });
+            }
+            if outdated() {
+                return Err(doubtful(no_longer_owner(group), in_doubt));
             }
             let named = failure
                 .leader
@@ -155,6 +177,9 @@ impl Server {
                 if self.pick(group, None, &failed).is_none() {
                     failed.clear();
                     self.refresh_routes(call).await;
+                    if outdated() {
+                        return Err(doubtful(no_longer_owner(group), in_doubt));
+                    }
                 }
             }
         }
@@ -243,21 +268,8 @@ impl Server {
         }
     }
 
-    /// The group that holds `key`, asking the other stores if it is not known here.
-    pub(crate) async fn route_of_key(&self, key: &[u8], call: Call) -> Result<Arc<Route>, Failure> {
-        self.route(call, || self.directory.of_key(key)).await
-    }
-
-    /// The same for the last keys before `end`; none: for the last ones of all.
-    pub(crate) async fn route_before(
-        &self,
-        end: Option<&[u8]>,
-        call: Call,
-    ) -> Result<Arc<Route>, Failure> {
-        self.route(call, || self.directory.before(end)).await
-    }
-
-    async fn route(
+    /// What `look_up` finds in the directory, asking the other stores if it finds nothing there.
+    pub(crate) async fn route(
         &self,
         call: Call,
         look_up: impl Fn() -> Option<Arc<Route>>,
@@ -367,14 +379,23 @@ impl Server {
 
 /// What does no harm may be tried again after anything that passes.
 fn is_worth_another_try(failure: &Failure, call: Call) -> bool {
+    // Whoever owns the keys now is not found among the members of this group.
+    if failure.reason == Reason::RangeChanged {
+        return false;
+    }
     let harmless = call.reads || call.once;
     let broken = call.reads && failure.reason == Reason::Internal;
     failure.is_worth_another_try() || broken || (harmless && failure.is_worth_a_copy())
 }
 
+fn no_longer_owner(group: u64) -> Failure {
+    let text = format!("group {group} does not own the keys any more; try again");
+    Failure::new(Reason::RangeChanged, text)
+}
+
 /// What an attempt without effect says of the whole request, of which another attempt may have had
 /// one.
-fn doubtful(failure: Failure, in_doubt: bool) -> Failure {
+pub(crate) fn doubtful(failure: Failure, in_doubt: bool) -> Failure {
     if in_doubt {
         failure.of_unknown_effect()
     } else {

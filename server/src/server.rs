@@ -114,8 +114,10 @@ impl Server {
             group: group.group,
             range,
             stores: group.members.iter().map(|member| member.store).collect(),
+            generation: group.range_epoch,
+            membership: group.membership_epoch,
             leader: group.leader_store,
-            epoch: group.membership_epoch,
+            leader_address: String::new(),
         });
     }
 

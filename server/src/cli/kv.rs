@@ -36,7 +36,7 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
                 "key": key,
                 "value": value.map(text),
                 "value_hex": value.map(|value| hex(value)),
-                "header": header_json(answer.header),
+                "header": header_json(answer.header.as_ref()),
             });
             show(connection.output, &json, || {
                 value.map_or_else(|| "(absent)".to_owned(), text)
@@ -52,7 +52,7 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
             let (name, value) = (bytes(&key, options)?, bytes(&value, options)?);
             let request = put_request(name, Some(value), options.group);
             let header = client.write_once(&mut session(), request).await?.header;
-            let json = json!({ "key": key, "header": header_json(header) });
+            let json = json!({ "key": key, "header": header_json(header.as_ref()) });
             show(connection.output, &json, || "ok".to_owned())
         }
         KvVerb::Delete {
@@ -63,7 +63,7 @@ pub(super) async fn run(verb: KvVerb) -> Result<(), Error> {
             let client = connection.client()?;
             let request = put_request(bytes(&key, options)?, None, options.group);
             let header = client.write_once(&mut session(), request).await?.header;
-            let json = json!({ "key": key, "header": header_json(header) });
+            let json = json!({ "key": key, "header": header_json(header.as_ref()) });
             show(connection.output, &json, || "ok".to_owned())
         }
         KvVerb::Cas {
@@ -106,8 +106,8 @@ pub(super) fn bytes(text: &str, options: KeyOptions) -> Result<Bytes, Error> {
     }
 }
 
-pub(super) fn header_json(header: Option<ResponseHeader>) -> Value {
-    let header = header.unwrap_or_default();
+pub(super) fn header_json(header: Option<&ResponseHeader>) -> Value {
+    let header = header.cloned().unwrap_or_default();
     json!({
         "group": header.group,
         "leader_store": header.leader_store,

@@ -153,8 +153,8 @@ fn pair_json(pair: &Pair, as_hex: bool) -> Value {
 
 fn part_json(part: &ScanPart) -> Value {
     json!({
-        "header": header_json(part.header),
-        "generation": part.generation,
+        "header": header_json(part.header.as_ref()),
+        "generation": part.header.as_ref().map(|header| header.generation),
         "start_hex": hex(&part.start),
         "end_hex": part.end.as_ref().map(|end| hex(end)),
         "pairs": part.pairs,

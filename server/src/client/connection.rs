@@ -1,6 +1,6 @@
 //! Calls, and calls again: at one store after the other until one answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -32,68 +32,100 @@ impl Client {
             Again::WithoutEffect
         };
         let deadline = Instant::now() + self.timeout;
-        self.call_until(deadline, again, message, call).await
+        self.call_until(deadline, again, &Plain(message), call)
+            .await
     }
 
     pub(super) async fn call_until<Q, A, F>(
         &self,
         deadline: Instant,
         again: Again,
-        message: Q,
+        asking: &impl Asking<Q, A>,
         call: impl Fn(Channel, Request<Q>) -> F,
     ) -> Result<A, Failure>
     where
-        Q: Clone,
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
         let reads = again == Again::Reads;
-        let mut tried = 0;
-        // An attempt may have had its effect.
-        let mut in_doubt = false;
-        // Endpoints that could not be reached, and why.
-        let mut unreachable = BTreeMap::new();
+        let mut tried = Tried::default();
         loop {
-            let at = self.next.load(Ordering::Relaxed) % self.endpoints.len();
-            let (endpoint, channel) = &self.endpoints[at];
+            let (straight, message) = asking.attempt();
+            let (endpoint, channel, at) = self.next_store(straight, &mut tried);
             let remaining = deadline.saturating_duration_since(Instant::now());
-            let mut request = Request::new(message.clone());
+            let mut request = Request::new(message);
             request.set_timeout(remaining.max(Duration::from_millis(1)));
             // A little more than the server's own deadline: its reason is worth waiting for.
             let answer = tokio::time::timeout(
                 remaining + Duration::from_millis(100),
-                call(channel.clone(), request),
+                call(channel, request),
             );
             let failure = match answer.await {
-                Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(status)) => refusal(endpoint, &status, reads, &mut unreachable),
-                Err(_) => silence(endpoint, reads),
-            };
-            tried += 1;
-            // The next call begins elsewhere, unless someone else has moved on already.
-            let _ = self
-                .next
-                .compare_exchange(at, at + 1, Ordering::Relaxed, Ordering::Relaxed);
-            in_doubt |= failure.effect == Effect::Unknown;
-            let once = again == Again::CountsOnce;
-            let more = failure.is_worth_another_try() || (once && failure.is_worth_a_copy());
-            let failure = match in_doubt {
-                true => failure.of_unknown_effect(),
-                false => failure,
-            };
-            // A store that waits to join: another one may serve, but waiting does not help.
-            let elsewhere =
-                failure.reason == Reason::NotInitialised && tried < self.endpoints.len();
-            if !(more || elsewhere) || Instant::now() >= deadline {
-                return Err(self.nobody(failure, &unreachable));
-            }
-            if tried >= self.endpoints.len() {
-                // Who is in doubt and may ask again does so as long as there is time.
-                if tried >= 3 * self.endpoints.len() && !(once && in_doubt) {
-                    return Err(self.nobody(failure, &unreachable));
+                Ok(Ok(answer)) => {
+                    let answer = answer.into_inner();
+                    asking.answered(&answer);
+                    return Ok(answer);
                 }
+                Ok(Err(status)) => refusal(&endpoint, &status, reads, &mut tried.unreachable),
+                Err(_) => silence(&endpoint, reads),
+            };
+            asking.failed(&failure, at.is_none().then_some(&endpoint));
+            if let Some(at) = at {
+                tried.endpoints += 1;
+                // The next call begins elsewhere, unless someone else has moved on already.
+                let _ =
+                    self.next
+                        .compare_exchange(at, at + 1, Ordering::Relaxed, Ordering::Relaxed);
+            }
+            tried.in_doubt |= failure.effect == Effect::Unknown;
+            let failure = self.judge(failure, again, &tried, deadline)?;
+            let round = tried.endpoints >= self.endpoints.len() && at.is_some();
+            if round && failure.reason != Reason::RangeChanged {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+
+    /// The store to ask: straight the one that is named, once, else the next endpoint, with its
+    /// number.
+    fn next_store(
+        &self,
+        straight: Option<(String, Channel)>,
+        tried: &mut Tried,
+    ) -> (String, Channel, Option<usize>) {
+        if let Some((address, channel)) = straight
+            && tried.straight.insert(address.clone())
+        {
+            return (address, channel, None);
+        }
+        let at = self.next.load(Ordering::Relaxed);
+        let (endpoint, channel) = &self.endpoints[at % self.endpoints.len()];
+        (endpoint.clone(), channel.clone(), Some(at))
+    }
+
+    /// Whether the call is tried again, or ends with the failure.
+    fn judge(
+        &self,
+        failure: Failure,
+        again: Again,
+        tried: &Tried,
+        deadline: Instant,
+    ) -> Result<Failure, Failure> {
+        let once = again == Again::CountsOnce;
+        let more = failure.is_worth_another_try() || (once && failure.is_worth_a_copy());
+        let failure = match tried.in_doubt {
+            true => failure.of_unknown_effect(),
+            false => failure,
+        };
+        // A store that waits to join: another one may serve, but waiting does not help.
+        let elsewhere =
+            failure.reason == Reason::NotInitialised && tried.endpoints < self.endpoints.len();
+        // Who is in doubt and may ask again does so as long as there is time.
+        let patient = once && tried.in_doubt;
+        let enough = tried.endpoints >= 3 * self.endpoints.len() && !patient;
+        if !(more || elsewhere) || enough || Instant::now() >= deadline {
+            return Err(self.nobody(failure, &tried.unreachable));
+        }
+        Ok(failure)
     }
 
     /// If no endpoint could be reached, all of them are named instead of the last.
@@ -112,6 +144,42 @@ impl Client {
         );
         Failure { message, ..failure }
     }
+}
+
+/// What was tried so far.
+#[derive(Debug, Default)]
+struct Tried {
+    /// Attempts at endpoints.
+    endpoints: usize,
+    /// Other stores.
+    straight: BTreeSet<String>,
+    /// An attempt may have had its effect.
+    in_doubt: bool,
+    /// Endpoints that could not be reached, and why.
+    unreachable: BTreeMap<String, String>,
+}
+
+/// A call, attempt by attempt.
+pub(super) trait Asking<Q, A> {
+    /// The store to go straight to, if one is known, and what it is asked.
+    fn attempt(&self) -> (Option<(String, Channel)>, Q);
+    /// The answer that ends it.
+    fn answered(&self, answer: &A);
+    /// An attempt failed, `straight` at this store or at an endpoint.
+    fn failed(&self, failure: &Failure, straight: Option<&String>);
+}
+
+/// The same at every store.
+pub(super) struct Plain<Q>(pub(super) Q);
+
+impl<Q: Clone, A> Asking<Q, A> for Plain<Q> {
+    fn attempt(&self) -> (Option<(String, Channel)>, Q) {
+        (None, self.0.clone())
+    }
+
+    fn answered(&self, _answer: &A) {}
+
+    fn failed(&self, _failure: &Failure, _straight: Option<&String>) {}
 }
 
 /// When a call is tried again.

@@ -2,8 +2,13 @@
 //!
 //! A call is tried at another store only if it certainly had no effect at the first, or if it
 //! counts once however often it arrives ([`Client::write_once`]).
+//!
+//! Any store answers any request, but the one that leads the key's range need not forward it: a client
+//! keeps in mind what answers say of ranges ([`RangeCache`]) and goes straight there.
 
+mod cache;
 mod connection;
+mod memory;
 mod requests;
 mod scan;
 
@@ -12,6 +17,9 @@ use std::time::Duration;
 
 use tonic::transport::Channel;
 
+pub use self::cache::{RangeCache, Route};
+use self::memory::Memory;
+pub(crate) use self::requests::kv_client;
 pub use self::requests::{cas_request, put_request};
 pub use self::scan::{Scan, ScanOptions, prefix_end};
 use crate::peers::connect_lazily;
@@ -22,6 +30,7 @@ pub struct Client {
     endpoints: Vec<(String, Channel)>,
     next: AtomicUsize,
     timeout: Duration,
+    memory: Memory,
 }
 
 impl Client {
@@ -47,6 +56,7 @@ impl Client {
             endpoints,
             next: AtomicUsize::new(0),
             timeout,
+            memory: Memory::default(),
         })
     }
 

@@ -9,6 +9,7 @@ use tonic::{Request, Status};
 
 use super::Client;
 use super::connection::Again;
+use super::memory::{ByKey, Headed, Keyed};
 use crate::failure::{Effect, Failure, Reason};
 use crate::proto::admin::admin_client::AdminClient;
 use crate::proto::kv::kv_client::KvClient;
@@ -32,12 +33,10 @@ impl Client {
             key,
             consistency: consistency.into(),
             group,
+            hint: None,
         };
-        self.call(true, request, |channel, request| async move {
-            KvClient::new(channel)
-                .max_decoding_message_size(usize::MAX)
-                .get(request)
-                .await
+        self.call_by_key(Again::Reads, request, |channel, request| async move {
+            kv_client(channel).get(request).await
         })
         .await
     }
@@ -63,10 +62,13 @@ impl Client {
                 session: Some(once.into()),
                 ..request.clone()
             };
-            let write =
-                |channel, request| async move { KvClient::new(channel).write(request).await };
+            let asking = ByKey {
+                client: self,
+                request,
+            };
+            let write = |channel, request| async move { kv_client(channel).write(request).await };
             let again = Again::CountsOnce;
-            let result = self.call_until(deadline, again, request, write).await;
+            let result = self.call_until(deadline, again, &asking, write).await;
             session.end(once.sequence);
             let Err(failure) = result else { return result };
             match failure.index {
@@ -112,10 +114,31 @@ impl Client {
     /// # Errors
     /// See [`Client::call`].
     pub async fn write(&self, request: WriteRequest) -> Result<WriteResponse, Failure> {
-        self.call(false, request, |channel, request| async move {
-            KvClient::new(channel).write(request).await
+        let again = Again::WithoutEffect;
+        self.call_by_key(again, request, |channel, request| async move {
+            kv_client(channel).write(request).await
         })
         .await
+    }
+
+    /// [`Client::call`] for a request whose range may be known.
+    async fn call_by_key<Q, A, F>(
+        &self,
+        again: Again,
+        request: Q,
+        call: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<A, Failure>
+    where
+        Q: Keyed,
+        A: Headed,
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let asking = ByKey {
+            client: self,
+            request,
+        };
+        self.call_until(deadline, again, &asking, call).await
     }
 
     /// One page of pairs; [`Client::scan`] gives one after the other.
@@ -123,11 +146,8 @@ impl Client {
     /// # Errors
     /// See [`Client::call`].
     pub async fn scan_page(&self, request: ScanRequest) -> Result<ScanResponse, Failure> {
-        self.call(true, request, |channel, request| async move {
-            KvClient::new(channel)
-                .max_decoding_message_size(usize::MAX)
-                .scan(request)
-                .await
+        self.call_by_key(Again::Reads, request, |channel, request| async move {
+            kv_client(channel).scan(request).await
         })
         .await
     }
@@ -154,6 +174,11 @@ impl Client {
         })
         .await
     }
+}
+
+/// A client that takes answers of any size: a value may be larger than what gRPC takes by default.
+pub(crate) fn kv_client(channel: Channel) -> KvClient<Channel> {
+    KvClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
 /// The request of [`Client::put`].

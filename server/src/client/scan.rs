@@ -83,6 +83,7 @@ impl Client {
             reverse: options.reverse,
             consistency: consistency.into(),
             group: options.group,
+            hint: None,
         };
         Scan {
             client: self,

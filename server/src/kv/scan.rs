@@ -4,17 +4,18 @@
 //! as of one moment. Nothing makes the moments of two parts the same: an answer therefore says which of its
 //! pairs belong to which part.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange};
 use polyraft_store::{Page, Room, Span};
 use tokio::time::Instant;
 
-use super::service::{KEY_BYTES_MAX, kv_client, moved, too_long};
-use crate::directory::Route;
+use super::service::{KEY_BYTES_MAX, as_asked, too_long};
+use crate::client::kv_client;
 use crate::failure::{Failure, Reason};
-use crate::proto::kv::{Consistency, Pair, ResponseHeader, ScanPart, ScanRequest, ScanResponse};
+use crate::owner::Aim;
+use crate::proto::kv::{
+    Consistency, Pair, RangeHint, ResponseHeader, ScanPart, ScanRequest, ScanResponse,
+};
 use crate::routing::Call;
 use crate::server::Server;
 
@@ -35,39 +36,51 @@ impl Server {
         call: Call,
     ) -> Result<ScanResponse, Failure> {
         let (span, room) = check(&request)?;
-        let stale = request.consistency() == Consistency::Stale;
-        let source = Source { stale, call };
+        let source = Source {
+            stale: request.consistency() == Consistency::Stale,
+            hint: request.hint,
+            call,
+        };
         let mut page = Gathered::new(span, room);
         if call.forwarded {
             let part = self.part_here(request.group, &page, source).await?;
             page.add(part);
         } else if request.group != 0 {
-            self.check_exists(request.group, call).await?;
-            self.scan_group(request.group, &mut page, source).await?;
+            page = self.scan_group(request.group, page, source).await?;
         } else {
             self.scan_ranges(&mut page, source).await?;
         }
         Ok(page.answer())
     }
 
-    /// What one group holds of the span.
+    /// What one group holds of the span, as far as there is room.
     async fn scan_group(
         &self,
         group: u64,
-        page: &mut Gathered,
+        page: Gathered,
         source: Source,
-    ) -> Result<(), Failure> {
-        let range = self
-            .route_of_group(group)
-            .and_then(|route| route.range.clone());
-        if let Some(range) = range {
-            page.clip(&range);
+    ) -> Result<Gathered, Failure> {
+        let mut tries = 3;
+        loop {
+            self.check_exists(group, source.call).await?;
+            let mut page = page.clone();
+            let route = self.route_of_group(group);
+            if let Some(range) = route.and_then(|route| route.range.clone()) {
+                page.clip(&range);
+            }
+            if page.is_done() {
+                return Ok(page);
+            }
+            match self.part(Aim::Group(group), &page, source).await {
+                Ok(part) => {
+                    page.add(part);
+                    return Ok(page);
+                }
+                // Its range is not what it was thought to be, and is known now.
+                Err(failure) if failure.reason == Reason::RangeChanged && tries > 0 => tries -= 1,
+                Err(failure) => return Err(as_asked(failure, group, source.call)),
+            }
         }
-        if !page.is_done() {
-            let part = self.part(group, page, source).await?;
-            page.add(part);
-        }
-        Ok(())
     }
 
     /// What one range after the other holds of it. A range that fails ends the page, unless it would
@@ -76,25 +89,13 @@ impl Server {
         let begun = Instant::now();
         let whole = source.call.deadline.saturating_duration_since(begun);
         let patience = begun + whole.mul_f64(PATIENCE);
+        let mut source = source;
         while !page.is_done() {
             let first = page.parts.is_empty();
             if !first && Instant::now() >= patience {
                 return Ok(());
             }
-            let call = Call {
-                deadline: if first {
-                    source.call.deadline
-                } else {
-                    patience
-                },
-                ..source.call
-            };
-            let part = async {
-                let route = self.route_of_span(&page.rest, call).await?;
-                self.part(route.group, page, Source { call, ..source })
-                    .await
-            };
-            match part.await {
+            match self.part(page.aim(), page, source).await {
                 Ok(part) => {
                     if !page.add(part) {
                         return Ok(());
@@ -106,40 +107,35 @@ impl Server {
                     return Ok(());
                 }
             }
+            // The next range is another one than the client spoke of, and gets no more than its share.
+            source.hint = source.hint.map(|_| RangeHint::default());
+            source.call.deadline = patience;
         }
         Ok(())
     }
 
-    /// The range that a span begins in.
-    async fn route_of_span(&self, span: &Span, call: Call) -> Result<Arc<Route>, Failure> {
-        if span.reverse {
-            self.route_before(span.end.as_deref(), call).await
-        } else {
-            self.route_of_key(&span.start, call).await
-        }
-    }
-
     /// The beginning of what is left of the page, from one group.
-    async fn part(&self, group: u64, page: &Gathered, source: Source) -> Result<Part, Failure> {
-        if source.stale {
+    async fn part(&self, aim: Aim<'_>, page: &Gathered, source: Source) -> Result<Part, Failure> {
+        let Source { stale, hint, call } = source;
+        if stale {
+            let group = self.group_here(aim, call).await?;
             return self.part_here(group, page, source).await;
         }
-        let call = source.call;
-        let local = || self.part_here(group, page, source);
-        let remote = |channel| {
-            let request = call.forward(page.request(group));
+        let local = |group| self.part_here(group, page, source);
+        let remote = |group, channel| {
+            let request = call.forward(page.request(group, hint));
             async move {
                 let answer = kv_client(channel).scan(request).await?.into_inner();
                 Part::from_answer(answer).map_err(tonic::Status::from)
             }
         };
-        let part = self.at_leader(group, call, local, remote).await?;
-        if part.begins(&page.rest) {
-            Ok(part)
-        } else {
+        let part = self.at_owner(aim, hint, call, local, remote).await?;
+        if !part.begins(&page.rest) {
             let text = "a store answered for other keys than it was asked for; try again";
-            Err(Failure::new(Reason::Stale, text))
+            return Err(Failure::new(Reason::Stale, text));
         }
+        self.learn_header(part.about.header.as_ref());
+        Ok(part)
     }
 
     async fn part_here(
@@ -150,15 +146,13 @@ impl Server {
     ) -> Result<Part, Failure> {
         if source.stale {
             let descriptor = self.replica_here(group)?;
-            let applied = self.applied_here(group);
-            let header = self.header(group, applied);
-            return self
-                .read_part(&descriptor, header, page)?
-                .ok_or_else(|| self.not_whole(group));
+            let header = self.stale_header(&descriptor, source.hint);
+            let part = self.read_part(&descriptor, header, page)?;
+            return part.ok_or_else(|| self.not_whole(group));
         }
         let ask = |respond| self.handle.read(GroupId(group), respond);
         let permit = self.ask(group, source.call, ask).await?;
-        let header = self.leader_header(group, permit.applied.0);
+        let header = self.leader_header(&permit.descriptor, permit.applied.0, source.hint);
         let part = self.read_part(&permit.descriptor, header, page)?;
         self.check_permit(&permit)?;
         // It leads, so nothing is being installed: the data is whole.
@@ -172,12 +166,12 @@ impl Server {
         header: ResponseHeader,
         page: &Gathered,
     ) -> Result<Option<Part>, Failure> {
-        let span = within(&page.rest, descriptor.range.as_ref())?;
+        let span = within(&page.rest, descriptor.range.as_ref());
+        let span = span.ok_or_else(|| self.range_changed(descriptor, page.aim()))?;
         let room = page.room();
         let found = tokio::task::block_in_place(|| self.data.page(descriptor, &span, room));
         let found = found.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
-        let generation = descriptor.epoch.range;
-        Ok(found.map(|found| Part::new(header, generation, span, found)))
+        Ok(found.map(|found| Part::new(header, span, found)))
     }
 }
 
@@ -185,6 +179,8 @@ impl Server {
 #[derive(Clone, Copy, Debug)]
 struct Source {
     stale: bool,
+    /// What the client believes of the range that is read next.
+    hint: Option<RangeHint>,
     call: Call,
 }
 
@@ -197,7 +193,7 @@ struct Part {
 }
 
 impl Part {
-    fn new(header: ResponseHeader, generation: u64, mut span: Span, page: Page) -> Self {
+    fn new(header: ResponseHeader, mut span: Span, page: Page) -> Self {
         // What was left out belongs to the next part.
         if page.more
             && let Some((last, _)) = page.pairs.last()
@@ -212,7 +208,6 @@ impl Part {
         }
         let about = ScanPart {
             header: Some(header),
-            generation,
             start: span.start,
             end: span.end,
             pairs: u32::try_from(page.pairs.len()).unwrap_or(u32::MAX),
@@ -266,7 +261,7 @@ impl Part {
 }
 
 /// A page that grows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Gathered {
     /// What is not in it yet.
     rest: Span,
@@ -287,6 +282,14 @@ impl Gathered {
             bytes: 0,
             pairs: Vec::new(),
             parts: Vec::new(),
+        }
+    }
+
+    /// Where it goes on.
+    fn aim(&self) -> Aim<'_> {
+        match self.rest.reverse {
+            true => Aim::Before(self.rest.end.as_deref()),
+            false => Aim::Key(&self.rest.start),
         }
     }
 
@@ -338,7 +341,7 @@ impl Gathered {
     }
 
     /// What is left of it, as a request to the leader of a group.
-    fn request(&self, group: u64) -> ScanRequest {
+    fn request(&self, group: u64, hint: Option<RangeHint>) -> ScanRequest {
         let room = self.room();
         ScanRequest {
             start: self.rest.start.clone(),
@@ -348,6 +351,7 @@ impl Gathered {
             reverse: self.rest.reverse,
             consistency: Consistency::Linearizable.into(),
             group,
+            hint,
         }
     }
 
@@ -369,10 +373,10 @@ fn is_empty(span: &Span) -> bool {
     span.end.as_ref().is_some_and(|end| *end <= span.start)
 }
 
-/// The part of a span that lies in a group's range, which must hold its beginning.
-fn within(span: &Span, range: Option<&KeyRange>) -> Result<Span, Failure> {
+/// The part of a span that lies in a group's range; none: the range does not hold its beginning.
+fn within(span: &Span, range: Option<&KeyRange>) -> Option<Span> {
     let Some(range) = range else {
-        return Ok(span.clone());
+        return Some(span.clone());
     };
     let begins = match (&span.end, &range.end) {
         _ if !span.reverse => range.contains(&span.start),
@@ -381,13 +385,13 @@ fn within(span: &Span, range: Option<&KeyRange>) -> Result<Span, Failure> {
         (None, last) => last.is_none(),
     };
     if !begins {
-        return Err(moved());
+        return None;
     }
     let end = match (&span.end, &range.end) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.as_ref().or(other.as_ref()),
     };
-    Ok(Span {
+    Some(Span {
         start: span.start.clone().max(range.start.clone()),
         end: end.cloned(),
         reverse: span.reverse,

@@ -4,18 +4,18 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange, ReadPermit};
+use polyraft_multiraft::{GroupDescriptor, GroupId, ReadPermit};
 use polyraft_store::sessions::{Once, SessionId, SessionReply};
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::command::{Command, Reply, decode_reply};
+use crate::client::kv_client;
 use crate::failure::{Failure, Reason};
-use crate::proto::kv::kv_client::KvClient;
+use crate::owner::Aim;
 use crate::proto::kv::kv_server::Kv;
 use crate::proto::kv::{
     Consistency, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse,
-    ResponseHeader, ScanRequest, ScanResponse, Session, WriteRequest, WriteResponse,
+    RangeHint, ResponseHeader, ScanRequest, ScanResponse, Session, WriteRequest, WriteResponse,
 };
 use crate::routing::Call;
 use crate::server::Server;
@@ -41,12 +41,14 @@ impl Kv for KvService {
             value,
             group,
             session,
+            hint,
         } = request.into_inner();
         let command = Command {
             mutations: vec![(key, Some(value))],
             ..Command::default()
         };
-        let (_, header) = self.0.write(command, session, group, call).await?;
+        let wanted = Wanted { group, hint };
+        let (_, header) = self.0.write(command, session, wanted, call).await?;
         Ok(Response::new(PutResponse {
             header: Some(header),
         }))
@@ -61,12 +63,14 @@ impl Kv for KvService {
             key,
             group,
             session,
+            hint,
         } = request.into_inner();
         let command = Command {
             mutations: vec![(key, None)],
             ..Command::default()
         };
-        let (_, header) = self.0.write(command, session, group, call).await?;
+        let wanted = Wanted { group, hint };
+        let (_, header) = self.0.write(command, session, wanted, call).await?;
         Ok(Response::new(DeleteResponse {
             header: Some(header),
         }))
@@ -82,12 +86,14 @@ impl Kv for KvService {
             mutations,
             group,
             session,
+            hint,
         } = request.into_inner();
         let command = Command {
             conditions: conditions.into_iter().map(|c| (c.key, c.value)).collect(),
             mutations: mutations.into_iter().map(|m| (m.key, m.value)).collect(),
         };
-        let (applied, header) = self.0.write(command, session, group, call).await?;
+        let wanted = Wanted { group, hint };
+        let (applied, header) = self.0.write(command, session, wanted, call).await?;
         Ok(Response::new(WriteResponse {
             applied,
             header: Some(header),
@@ -101,42 +107,73 @@ impl Kv for KvService {
     }
 }
 
+/// The group that a client names, if any, and what it believes of the range of its keys.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    group: u64,
+    hint: Option<RangeHint>,
+}
+
 impl Server {
     async fn get(&self, request: GetRequest, call: Call) -> Result<GetResponse, Failure> {
         check_key(&request.key)?;
-        let group = self
-            .find(request.group, std::iter::once(&request.key), call)
-            .await?;
-        let key = &request.key;
+        let (key, group, hint) = (&request.key, request.group, request.hint);
+        let aim = Aim::of(group, key);
         if request.consistency() == Consistency::Stale {
-            return self.get_stale(group, key);
+            let here = self.group_here(aim, call).await?;
+            let answer = self.get_stale(here, key, hint);
+            return answer.map_err(|failure| as_asked(failure, group, call));
         }
-        let local = || self.get_here(group, key, call);
+        let local = |group| self.get_here(group, key, hint, call);
         // The group goes along: the leader need not look the key up again, and refuses what is not its own.
-        let remote = |channel| {
+        let remote = |group, channel| {
             let request = call.forward(GetRequest {
                 group,
                 ..request.clone()
             });
             async move { Ok(kv_client(channel).get(request).await?.into_inner()) }
         };
-        self.at_leader(group, call, local, remote).await
+        let answer = self.at_owner(aim, hint, call, local, remote).await;
+        let answer = answer.map_err(|failure| as_asked(failure, group, call))?;
+        self.learn_header(answer.header.as_ref());
+        Ok(answer)
     }
 
-    async fn get_here(&self, group: u64, key: &Bytes, call: Call) -> Result<GetResponse, Failure> {
-        let permit = self
-            .ask(group, call, |respond| {
-                self.handle.read(GroupId(group), respond)
-            })
-            .await?;
-        check_range(permit.descriptor.range.as_ref(), key)?;
-        let value = tokio::task::block_in_place(|| self.data.get(&permit.descriptor, key));
+    async fn get_here(
+        &self,
+        group: u64,
+        key: &Bytes,
+        hint: Option<RangeHint>,
+        call: Call,
+    ) -> Result<GetResponse, Failure> {
+        let ask = |respond| self.handle.read(GroupId(group), respond);
+        let permit = self.ask(group, call, ask).await?;
+        let descriptor = &*permit.descriptor;
+        self.check_keys(descriptor, std::iter::once(key))?;
+        let value = tokio::task::block_in_place(|| self.data.get(descriptor, key));
         let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
         self.check_permit(&permit)?;
         Ok(GetResponse {
             value,
-            header: Some(self.leader_header(group, permit.applied.0)),
+            header: Some(self.leader_header(descriptor, permit.applied.0, hint)),
         })
+    }
+
+    /// The group to read from here, whoever leads it.
+    pub(super) async fn group_here(&self, aim: Aim<'_>, call: Call) -> Result<u64, Failure> {
+        if let Aim::Group(group) = aim {
+            self.check_exists(group, call).await?;
+            return Ok(group);
+        }
+        let route = self.route(call, || self.owner_known_here(aim)).await?;
+        Ok(route.group)
+    }
+
+    /// What an answer says of ranges is news for this store, too, if it comes from another one.
+    pub(super) fn learn_header(&self, header: Option<&ResponseHeader>) {
+        if let Some(header) = header.filter(|header| header.store != self.me) {
+            self.learn_ranges(&header.ranges);
+        }
     }
 
     /// To be called after the data was read: while this task waited for its turn the replica may have
@@ -150,15 +187,20 @@ impl Server {
     }
 
     /// What this store holds, or the truth that it holds nothing of the group.
-    fn get_stale(&self, group: u64, key: &Bytes) -> Result<GetResponse, Failure> {
+    fn get_stale(
+        &self,
+        group: u64,
+        key: &Bytes,
+        hint: Option<RangeHint>,
+    ) -> Result<GetResponse, Failure> {
         let descriptor = self.replica_here(group)?;
-        let applied = self.applied_here(group);
-        check_range(descriptor.range.as_ref(), key)?;
+        let header = self.stale_header(&descriptor, hint);
+        self.check_keys(&descriptor, std::iter::once(key))?;
         let value = tokio::task::block_in_place(|| self.data.get_whole(&descriptor, key));
         let value = value.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
         Ok(GetResponse {
             value: value.ok_or_else(|| self.not_whole(group))?,
-            header: Some(self.header(group, applied)),
+            header: Some(header),
         })
     }
 
@@ -173,10 +215,15 @@ impl Server {
         })
     }
 
-    /// The last index that this store's replica of a group has applied.
-    pub(super) fn applied_here(&self, group: u64) -> u64 {
-        let summary = self.handle.summary(GroupId(group)).unwrap_or_default();
-        summary.basic.applied.0
+    /// Where an answer comes from that says what this store's replica holds.
+    pub(super) fn stale_header(
+        &self,
+        descriptor: &GroupDescriptor,
+        hint: Option<RangeHint>,
+    ) -> ResponseHeader {
+        let summary = self.handle.summary(descriptor.group).unwrap_or_default();
+        let leader = summary.leader_store.map_or(0, |store| store.0);
+        self.header(descriptor, leader, summary.basic.applied.0, hint)
     }
 
     pub(super) fn not_whole(&self, group: u64) -> Failure {
@@ -193,7 +240,7 @@ impl Server {
         &self,
         command: Command,
         session: Option<Session>,
-        group: u64,
+        wanted: Wanted,
         call: Call,
     ) -> Result<(bool, ResponseHeader), Failure> {
         if command.mutations.is_empty() {
@@ -212,102 +259,110 @@ impl Server {
             Some(once) => command.encode_once(once),
             None => command.encode(),
         };
-        let group = self.find(group, command.keys(), call).await?;
-        let local = || self.write_here(group, bytes.clone(), call);
-        let remote = |channel| {
-            let request = call.forward(to_request(&command, session, group));
+        let Wanted { group, hint } = wanted;
+        let aim = Aim::of(group, &command.mutations[0].0);
+        let local = |group| self.write_here(group, &command, bytes.clone(), hint, call);
+        let remote = |group, channel| {
+            let request = call.forward(to_request(&command, session, Wanted { group, hint }));
             async move {
                 let response = kv_client(channel).write(request).await?.into_inner();
                 Ok((response.applied, response.header.unwrap_or_default()))
             }
         };
-        self.at_leader(group, call, local, remote).await
+        let answer = self.at_owner(aim, hint, call, local, remote).await;
+        let (applied, header) = answer.map_err(|failure| as_asked(failure, group, call))?;
+        self.learn_header(Some(&header));
+        Ok((applied, header))
     }
 
     async fn write_here(
         &self,
         group: u64,
+        command: &Command,
         bytes: Bytes,
+        hint: Option<RangeHint>,
         call: Call,
     ) -> Result<(bool, ResponseHeader), Failure> {
+        self.check_owner(group, command, call).await?;
         let propose = |respond| self.handle.propose(GroupId(group), bytes, respond);
         let reply = self.ask(group, call, propose).await?;
+        // What was read or proposed is of the group as it is now, or was a moment ago.
+        let descriptor = self.replica_here(group);
         let applied = match applied(&reply)? {
             Reply::Applied => true,
             Reply::ConditionFailed => false,
             Reply::OutOfRange => {
-                self.directory.forget(group);
-                return Err(Failure::new(
-                    Reason::Stale,
-                    "the keys moved to another group; try again",
-                ));
+                let aim = Aim::Key(&command.mutations[0].0);
+                return Err(self.range_changed(&*descriptor?, aim));
             }
             Reply::Malformed => return Err(unknown_answer()),
         };
-        let header = self.leader_header(group, self.applied_here(group));
+        let header = match descriptor {
+            Ok(descriptor) => {
+                let summary = self.handle.summary(GroupId(group)).unwrap_or_default();
+                self.leader_header(&descriptor, summary.basic.applied.0, hint)
+            }
+            // It was applied, and then the replica was removed.
+            Err(_) => ResponseHeader {
+                group,
+                store: self.me,
+                ..ResponseHeader::default()
+            },
+        };
         Ok((applied, header))
     }
 
-    /// The one group that holds all `keys`; a group given by number needs no range.
-    async fn find<'a>(
-        &self,
-        group: u64,
-        mut keys: impl Iterator<Item = &'a Bytes>,
-        call: Call,
-    ) -> Result<u64, Failure> {
-        if group != 0 && call.forwarded {
-            return Ok(group);
+    /// Refuses what is not this group's before anything is written into its log. What is known here of
+    /// its range may be late: before it counts against a request the group itself is asked.
+    async fn check_owner(&self, group: u64, command: &Command, call: Call) -> Result<(), Failure> {
+        let descriptor = self.replica_here(group)?;
+        if self.check_keys(&descriptor, command.keys()).is_ok() {
+            return Ok(());
         }
-        if group != 0 {
-            self.check_exists(group, call).await?;
-            let range = self.route_of_group(group).and_then(|r| r.range.clone());
-            return match range {
-                Some(range) if !keys.all(|key| range.contains(key)) => {
-                    let text = format!(
-                        "the key is outside of the range of group {group}; leave the group away, \
-                         and the one that holds the key is found"
-                    );
-                    Err(Failure::new(Reason::BadRequest, text))
-                }
-                _ => Ok(group),
-            };
-        }
-        let first = keys
-            .next()
-            .ok_or_else(|| Failure::new(Reason::BadRequest, "no key"))?;
-        let route = self.route_of_key(first, call).await?;
-        let holds = |key: &Bytes| {
-            route
-                .range
-                .as_ref()
-                .is_some_and(|range| range.contains(key))
+        let call = Call {
+            reads: true,
+            ..call
         };
-        if !keys.all(holds) {
+        let ask = |respond| self.handle.read(GroupId(group), respond);
+        let permit = self.ask(group, call, ask).await?;
+        let keys = command.mutations.iter().chain(&command.conditions);
+        self.check_keys(&permit.descriptor, keys.map(|(key, _)| key))
+    }
+
+    /// Whether all keys lie in the group's range. It is decided by the first one whether the request has come
+    /// to the wrong group; the others must lie where that does.
+    fn check_keys<'a>(
+        &self,
+        descriptor: &GroupDescriptor,
+        mut keys: impl Iterator<Item = &'a Bytes>,
+    ) -> Result<(), Failure> {
+        let (Some(range), Some(first)) = (&descriptor.range, keys.next()) else {
+            return Ok(());
+        };
+        if !range.contains(first) {
+            return Err(self.range_changed(descriptor, Aim::Key(first)));
+        }
+        if !keys.all(|key| range.contains(key)) {
             let text = "the keys of one write must lie in one range: `polyraft group list` shows the ranges";
             return Err(Failure::new(Reason::BadRequest, text));
         }
-        Ok(route.group)
+        Ok(())
     }
+}
 
-    /// This store has just served as the group's leader.
-    pub(super) const fn leader_header(&self, group: u64, applied_index: u64) -> ResponseHeader {
-        ResponseHeader {
-            group,
-            leader_store: self.me,
-            store: self.me,
-            applied_index,
-        }
+/// Who names a group is told that it is the wrong one. Who is another store finds the right one itself.
+pub(super) fn as_asked(failure: Failure, group: u64, call: Call) -> Failure {
+    if group == 0 || call.forwarded || failure.reason != Reason::RangeChanged {
+        return failure;
     }
-
-    pub(super) fn header(&self, group: u64, applied_index: u64) -> ResponseHeader {
-        let summary = self.handle.summary(GroupId(group));
-        let leader = summary.and_then(|summary| summary.leader_store);
-        ResponseHeader {
-            group,
-            leader_store: leader.map_or(0, |store| store.0),
-            store: self.me,
-            applied_index,
-        }
+    let text = format!(
+        "the key is outside of the range of group {group}; leave the group away, and the one that holds \
+         the key is found"
+    );
+    Failure {
+        reason: Reason::BadRequest,
+        message: text,
+        ..failure
     }
 }
 
@@ -357,24 +412,7 @@ pub(super) fn too_long(key: &Bytes) -> Failure {
     Failure::new(Reason::TooLarge, text)
 }
 
-fn check_range(range: Option<&KeyRange>, key: &Bytes) -> Result<(), Failure> {
-    match range {
-        Some(range) if !range.contains(key) => Err(moved()),
-        _ => Ok(()),
-    }
-}
-
-pub(super) fn moved() -> Failure {
-    let text = "the key moved to another group; try again";
-    Failure::new(Reason::Stale, text)
-}
-
-/// A client that takes answers of any size: a value may be larger than what gRPC takes by default.
-pub(super) fn kv_client(channel: Channel) -> KvClient<Channel> {
-    KvClient::new(channel).max_decoding_message_size(usize::MAX)
-}
-
-fn to_request(command: &Command, session: Option<Session>, group: u64) -> WriteRequest {
+fn to_request(command: &Command, session: Option<Session>, wanted: Wanted) -> WriteRequest {
     use crate::proto::kv::{Condition, Mutation};
     let conditions = command.conditions.iter().cloned();
     let mutations = command.mutations.iter().cloned();
@@ -385,8 +423,9 @@ fn to_request(command: &Command, session: Option<Session>, group: u64) -> WriteR
         mutations: mutations
             .map(|(key, value)| Mutation { key, value })
             .collect(),
-        group,
+        group: wanted.group,
         session,
+        hint: wanted.hint,
     }
 }
 

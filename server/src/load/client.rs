@@ -271,6 +271,7 @@ async fn send(
                 key,
                 consistency: 0,
                 group: number,
+                hint: None,
             });
             request.set_timeout(bound);
             let answer = client.get(request).await?.into_inner();
