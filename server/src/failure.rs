@@ -24,6 +24,7 @@ use prost::Message;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
+use crate::client::Route;
 use crate::proto::kv::{Range, Ranges};
 
 /// Metadata key: whether the request had an effect.
@@ -261,7 +262,14 @@ fn never_sent(status: &Status) -> bool {
 impl From<Reject> for Failure {
     fn from(reject: Reject) -> Self {
         let message = reject.to_string();
+        let mut ranges = Vec::new();
         let (reason, effect, leader) = match reject {
+            Reject::RangeChanged { current } => {
+                ranges.extend(Route::from(&*current).to_range());
+                (Reason::RangeChanged, Effect::None, None)
+            }
+            // It is over soon, one way or the other.
+            Reject::Frozen { .. } => (Reason::Stale, Effect::None, None),
             Reject::NotLeader { leader } => (
                 Reason::NotLeader,
                 Effect::None,
@@ -282,7 +290,7 @@ impl From<Reject> for Failure {
             effect,
             leader,
             index: None,
-            ranges: Vec::new(),
+            ranges,
             message,
         }
     }
@@ -313,6 +321,10 @@ impl From<Failure> for Status {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use polyraft_multiraft::{Epoch, GroupDescriptor, GroupId, KeyRange};
+
     use super::*;
 
     #[test]
@@ -342,6 +354,27 @@ mod tests {
             leader_address: "host:1".to_owned(),
             ..Range::default()
         }
+    }
+
+    #[test]
+    fn a_host_that_refuses_for_its_range_says_what_that_is() {
+        let current = GroupDescriptor {
+            group: GroupId(7),
+            range: Some(KeyRange::default()),
+            epoch: Epoch {
+                membership: 2,
+                range: 5,
+            },
+            ..GroupDescriptor::default()
+        };
+        let current = Arc::new(current);
+        let failure = Failure::from(Reject::RangeChanged { current });
+        assert!(failure.is_worth_another_try());
+        assert_eq!(failure.reason, Reason::RangeChanged);
+        let range = &failure.ranges[0];
+        assert_eq!((range.group, range.generation), (7, 5));
+        let frozen = Failure::from(Reject::Frozen { into: GroupId(6) });
+        assert!(frozen.is_worth_another_try() && frozen.ranges.is_empty());
     }
 
     #[test]
