@@ -155,6 +155,7 @@ impl Demo {
             rate: None,
             value_bytes: 128,
             reads_percent: 0,
+            scans_percent: 0,
             zipf: 0.0,
             keys: 1,
             history: None,

@@ -6,7 +6,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use polyraft_multiraft::{GroupDescriptor, GroupId};
 use tokio::time::{Instant, sleep_until};

@@ -67,7 +67,9 @@ impl Server {
         }
         for store in self.peers.others() {
             if let Ok(groups) = self.list_of(store).await {
-                groups.iter().for_each(|group| self.learn_group(group));
+                groups
+                    .iter()
+                    .for_each(|group| self.directory.learn(Route::from(group)));
             }
         }
     }
@@ -100,25 +102,6 @@ impl Server {
             Ok(Err(status)) => Err(status.message().to_owned()),
             Err(_) => Err("it did not answer in time".to_owned()),
         }
-    }
-
-    fn learn_group(&self, group: &Group) {
-        let range = group
-            .start
-            .clone()
-            .map(|start| polyraft_multiraft::KeyRange {
-                start,
-                end: group.end.clone(),
-            });
-        self.directory.learn(Route {
-            group: group.group,
-            range,
-            stores: group.members.iter().map(|member| member.store).collect(),
-            generation: group.range_epoch,
-            membership: group.membership_epoch,
-            leader: group.leader_store,
-            leader_address: String::new(),
-        });
     }
 
     /// Moves every leadership to another store; whether none is left. Gives up after `bound`: a group whose

@@ -106,3 +106,25 @@ fn a_permit_ends_with_the_leadership_and_does_not_come_back() {
     assert_eq!(new.replica, old.replica);
     cluster.settle_and_check();
 }
+
+/// Keys that a split gave away may be another store's by the time they are read here.
+#[test]
+fn a_permit_ends_when_the_range_changes() {
+    let mut cluster = Cluster::new(4, 3, |_| {});
+    cluster.create_ranged(1, &[1, 2, 3]);
+    cluster.elect();
+    cluster.written(GROUP);
+    let leader = cluster.leader(GROUP).expect("it has a leader");
+    let old = permit(&mut cluster, leader);
+    assert!(old.still_holds(&cluster.handle(leader.0)));
+    cluster.split(GROUP, &[(100, 101)]).expect("it is possible");
+    assert_eq!(cluster.leader(GROUP), Some(leader));
+    assert!(
+        !old.still_holds(&cluster.handle(leader.0)),
+        "it leads on, with another range"
+    );
+    let new = permit(&mut cluster, leader);
+    assert!(new.still_holds(&cluster.handle(leader.0)));
+    assert!(new.descriptor.epoch.range > old.descriptor.epoch.range);
+    cluster.settle_and_check();
+}

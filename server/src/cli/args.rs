@@ -254,6 +254,9 @@ pub(super) struct LoadArguments {
     /// Of a hundred requests so many are reads.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
     pub(super) reads: u32,
+    /// And so many are scans of up to a hundred pairs.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub(super) scans: u32,
     /// Exponent of a power law over groups; 0: all alike.
     #[arg(long, value_name = "S", default_value_t = 0.0)]
     pub(super) zipf: f64,

@@ -30,6 +30,10 @@ pub(super) async fn run(
     {
         return Err(Error::bad_request("--rate must be greater than 0"));
     }
+    if arguments.reads + arguments.scans > 100 {
+        let text = "--reads and --scans are parts of a hundred: together at most 100";
+        return Err(Error::bad_request(text));
+    }
     // Before the run: its figures must not be lost to a path that is wrong.
     let mut json = match json {
         Some(path) => Some((path, create(path)?)),
@@ -53,6 +57,7 @@ pub(super) async fn run(
         rate: arguments.rate,
         value_bytes: arguments.value_bytes,
         reads_percent: arguments.reads,
+        scans_percent: arguments.scans,
         zipf: arguments.zipf,
         keys: arguments
             .keys

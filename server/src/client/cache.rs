@@ -16,7 +16,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use polyraft_multiraft::{GroupDescriptor, KeyRange};
 
-use crate::proto::kv::Range;
+use crate::proto::admin::Group;
+use crate::proto::kv::{Range, RangeHint};
 
 /// Where one group is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -278,7 +279,33 @@ impl From<Range> for Route {
     }
 }
 
+impl From<&Group> for Route {
+    fn from(group: &Group) -> Self {
+        let end = group.end.clone();
+        let start = group.start.clone();
+        Self {
+            group: group.group,
+            range: start.map(|start| KeyRange { start, end }),
+            generation: group.range_epoch,
+            membership: group.membership_epoch,
+            stores: group.members.iter().map(|member| member.store).collect(),
+            leader: group.leader_store,
+            leader_address: String::new(),
+        }
+    }
+}
+
 impl Route {
+    /// It as what a client believes.
+    #[must_use]
+    pub const fn hint(&self) -> RangeHint {
+        RangeHint {
+            group: self.group,
+            generation: self.generation,
+            leader_store: self.leader,
+        }
+    }
+
     /// The same as a message; none: the group has no range.
     #[must_use]
     pub fn to_range(&self) -> Option<Range> {

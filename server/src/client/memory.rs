@@ -68,7 +68,7 @@ impl<Q: Keyed, A: Headed> Asking<Q, A> for ByKey<'_, Q> {
         }
         let route = self.route();
         // Who knows nothing says so, and is told.
-        request.set_hint(route.as_deref().map(hint_of).unwrap_or_default());
+        request.set_hint(route.as_deref().map(Route::hint).unwrap_or_default());
         let straight = route.and_then(|route| self.client.way_to(&route.leader_address));
         (straight, request)
     }
@@ -161,14 +161,6 @@ const fn is_about_the_store(reason: Reason) -> bool {
         | Reason::BadRequest
         | Reason::Refused
         | Reason::SessionExpired => false,
-    }
-}
-
-fn hint_of(route: &Route) -> RangeHint {
-    RangeHint {
-        group: route.group,
-        generation: route.generation,
-        leader_store: route.leader,
     }
 }
 

@@ -171,8 +171,7 @@ mod tests {
 
     #[test]
     fn keys_that_are_not_here_are_refused_and_leave_no_trace() {
-        let disk = MemoryDisk::new();
-        let machine = DataStateMachine::new(Kv, disk.clone());
+        let machine = DataStateMachine::new(Kv, MemoryDisk::new());
         let put = |key: &'static [u8]| Command {
             conditions: Vec::new(),
             mutations: vec![(Bytes::from_static(key), Some(Bytes::from_static(b"v")))],

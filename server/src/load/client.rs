@@ -7,33 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tonic::Request;
 
 use super::history::Line;
+use super::request::{Action, Answer, send};
 use super::{Shared, Target};
-use crate::client::{cas_request, put_request};
-use crate::failure::{Effect, Failure, Reason};
-use crate::proto::kv::kv_client::KvClient;
-use crate::proto::kv::{GetRequest, WriteRequest};
-
-/// What to ask for.
-#[derive(Clone, Debug)]
-enum Action {
-    Get,
-    Put(Bytes),
-    Delete,
-    Cas {
-        expected: Option<Bytes>,
-        value: Bytes,
-    },
-}
-
-/// What was answered: a get's value, or whether a cas wrote.
-#[derive(Debug, Default)]
-struct Answer {
-    value: Option<Bytes>,
-    applied: bool,
-}
+use crate::failure::{Effect, Failure};
 
 /// A write that was acknowledged.
 #[derive(Clone, Debug)]
@@ -116,7 +94,11 @@ impl Client {
             self.shared.target.groups.len(),
             options.zipf,
         );
-        let reads = !options.remember && self.random.random_range(0..100) < options.reads_percent;
+        let dice = match options.remember {
+            true => 100,
+            false => self.random.random_range(0..100),
+        };
+        let (reads, scans) = (options.reads_percent, options.scans_percent);
         let name = if options.remember {
             format!("{}.{}", self.number, self.turn)
         } else {
@@ -127,10 +109,10 @@ impl Client {
             true => distinct(&name, &self.filler),
             false => self.filler.clone(),
         };
-        let action = if reads {
-            Action::Get
-        } else {
-            Action::Put(value.clone())
+        let action = match dice {
+            dice if dice < reads => Action::Get,
+            dice if dice < reads + scans => Action::Scan,
+            _ => Action::Put(value.clone()),
         };
         let result = self.send(group, &name, action).await;
         self.count(group, begun, &result);
@@ -174,7 +156,7 @@ impl Client {
                 .map(|b| String::from_utf8_lossy(b).into_owned())
         };
         let (op, value, expected) = match &action {
-            Action::Get => ("get", None, None),
+            Action::Get | Action::Scan => ("get", None, None),
             Action::Put(value) => ("put", Some(value.clone()), None),
             Action::Delete => ("delete", None, None),
             Action::Cas { expected, value } => ("cas", Some(value.clone()), expected.clone()),
@@ -209,7 +191,7 @@ impl Client {
         let result = send(target, group, name, action, self.shared.options.timeout).await;
         if let Err(failure) = &result {
             // Nobody gains by asking a store that does not answer again and again.
-            target.learn_leader(group, failure.leader.unwrap_or(0));
+            target.failed(&target.key(group, name), failure);
             if failure.is_worth_another_try() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -243,82 +225,11 @@ impl Acknowledged {
                 }
                 Err(failure) if Instant::now() >= deadline => return Err(failure.message),
                 Err(failure) => {
-                    target.learn_leader(self.group, failure.leader.unwrap_or(0));
+                    target.failed(&target.key(self.group, &self.name), &failure);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
         }
-    }
-}
-
-async fn send(
-    target: &Target,
-    group: usize,
-    name: &str,
-    action: Action,
-    bound: Duration,
-) -> Result<Answer, Failure> {
-    let reads = matches!(action, Action::Get);
-    let Some(channel) = target.channel(group) else {
-        return Err(Failure::new(Reason::NoGroup, "no store is known"));
-    };
-    let key = target.key(group, name);
-    let number = target.groups[group].group;
-    let mut client = KvClient::new(channel);
-    let answer = async {
-        if reads {
-            let mut request = Request::new(GetRequest {
-                key,
-                consistency: 0,
-                group: number,
-                hint: None,
-            });
-            request.set_timeout(bound);
-            let answer = client.get(request).await?.into_inner();
-            Ok((
-                Answer {
-                    value: answer.value,
-                    applied: false,
-                },
-                answer.header,
-            ))
-        } else {
-            let mut request = Request::new(to_request(key, action, number));
-            request.set_timeout(bound);
-            let answer = client.write(request).await?.into_inner();
-            Ok((
-                Answer {
-                    value: None,
-                    applied: answer.applied,
-                },
-                answer.header,
-            ))
-        }
-    };
-    match tokio::time::timeout(bound + Duration::from_millis(200), answer).await {
-        Ok(Ok((answer, header))) => {
-            if let Some(header) = header.filter(|header| header.leader_store != 0) {
-                target.learn_leader(group, header.leader_store);
-            }
-            Ok(answer)
-        }
-        Ok(Err(status)) => Err(Failure::from_status(&status, reads)),
-        Err(_) => {
-            let failure = Failure::new(Reason::Timeout, "no answer in time");
-            Err(if reads {
-                failure
-            } else {
-                failure.of_unknown_effect()
-            })
-        }
-    }
-}
-
-fn to_request(key: Bytes, action: Action, group: u64) -> WriteRequest {
-    match action {
-        Action::Cas { expected, value } => cas_request(key, expected, value, group),
-        Action::Put(value) => put_request(key, Some(value), group),
-        Action::Get | Action::Delete => put_request(key, None, group),
     }
 }
 
@@ -356,6 +267,7 @@ fn pick(random: &mut StdRng, n: usize, zipf: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Reason;
 
     #[test]
     fn values_that_are_remembered_differ_and_keep_their_length() {

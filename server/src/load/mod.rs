@@ -8,6 +8,7 @@
 mod client;
 mod history;
 mod report;
+mod request;
 mod target;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ pub(crate) struct Options {
     pub(crate) value_bytes: usize,
     /// Of a hundred requests so many are reads.
     pub(crate) reads_percent: u32,
+    /// And so many are scans of up to a hundred pairs.
+    pub(crate) scans_percent: u32,
     /// Exponent of the distribution over groups; 0: uniform.
     pub(crate) zipf: f64,
     /// Keys in each group; with a history: keys in all that are contended for.

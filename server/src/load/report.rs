@@ -437,6 +437,7 @@ impl Report {
             "rate": self.options.rate,
             "value_bytes": self.options.value_bytes,
             "reads_percent": self.options.reads_percent,
+            "scans_percent": self.options.scans_percent,
             "zipf": self.options.zipf,
             "groups": self.groups,
             "seconds": self.elapsed.as_secs_f64(),

@@ -1,18 +1,21 @@
-//! The cluster as the load generator sees it: groups, their leaders, channels to all stores.
+//! The cluster as the load generator sees it: the groups that it began with, what became of their ranges,
+//! channels to all stores.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::RwLock;
 use tonic::transport::Channel;
 
 use crate::cli::Error;
-use crate::client::Client;
+use crate::client::{Client, RangeCache, Route};
 use crate::failure::{Failure, Reason};
 use crate::peers::connect_lazily;
 use crate::proto::admin::{Environment, Group, ListGroupsRequest, StatusRequest, StoreStatus};
+use crate::proto::kv::{Range, RangeHint};
 
 /// What of a cluster is put under load, and through how many connections.
 #[derive(Clone, Debug)]
@@ -35,7 +38,9 @@ impl Default for Shape {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Target {
+    /// Where keys are drawn from. Their ranges may have changed since.
     pub(super) groups: Vec<GroupTarget>,
+    ranges: RwLock<RangeCache>,
     stores: BTreeMap<u64, Vec<Channel>>,
     admin: Client,
     next: AtomicUsize,
@@ -48,7 +53,6 @@ pub(crate) struct Target {
 pub(super) struct GroupTarget {
     pub(super) group: u64,
     start: Bytes,
-    pub(super) leader: AtomicU64,
 }
 
 impl Target {
@@ -85,16 +89,17 @@ impl Target {
         let list: Vec<Group> = list.into_iter().filter(wanted).collect();
         let members = || list.iter().map(|group| group.members.len());
         let replicas = (members().min().unwrap_or(0), members().max().unwrap_or(0));
-        let groups: Vec<GroupTarget> = list
-            .into_iter()
-            .filter_map(|group| {
-                Some(GroupTarget {
-                    group: group.group,
-                    start: group.start?,
-                    leader: AtomicU64::new(group.leader_store),
-                })
+        let mut ranges = RangeCache::default();
+        for group in &list {
+            ranges.learn(Route::from(group));
+        }
+        let groups = list.into_iter().filter_map(|group| {
+            Some(GroupTarget {
+                group: group.group,
+                start: group.start?,
             })
-            .collect();
+        });
+        let groups: Vec<GroupTarget> = groups.collect();
         if groups.is_empty() {
             return Err(Error::bad_request(
                 "none of the groups asked for has a range",
@@ -111,6 +116,7 @@ impl Target {
         }
         Ok(Self {
             groups,
+            ranges: RwLock::new(ranges),
             stores,
             admin,
             next: AtomicUsize::new(0),
@@ -118,10 +124,12 @@ impl Target {
         })
     }
 
-    /// A channel to the leader of a group as far as known, else to any store.
-    pub(super) fn channel(&self, group: usize) -> Option<Channel> {
+    /// What is believed of the range of a key, and a channel to the store that leads it as far as known, else
+    /// to any.
+    pub(super) fn way(&self, key: &[u8]) -> Option<(RangeHint, Channel)> {
+        let route = self.ranges.read().of_key(key);
+        let hint = route.as_deref().map(Route::hint).unwrap_or_default();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let leader = self.groups[group].leader.load(Ordering::Relaxed);
         let any = || {
             // Each of its connections before the next store.
             let each = self.stores.values().next().map_or(1, Vec::len);
@@ -129,13 +137,30 @@ impl Target {
                 .values()
                 .nth(turn / each % self.stores.len().max(1))
         };
-        let channels = self.stores.get(&leader).or_else(any)?;
-        channels.get(turn % channels.len()).cloned()
+        let channels = self.stores.get(&hint.leader_store).or_else(any)?;
+        let channel = channels.get(turn % channels.len())?;
+        Some((hint, channel.clone()))
     }
 
-    /// The leader as an answer or an error named it; 0: unknown.
-    pub(super) fn learn_leader(&self, group: usize, leader: u64) {
-        self.groups[group].leader.store(leader, Ordering::Relaxed);
+    /// What an answer says of ranges.
+    pub(super) fn learn(&self, news: &[Range]) {
+        if !news.is_empty() {
+            let mut ranges = self.ranges.write();
+            for range in news {
+                ranges.learn(Route::from(range.clone()));
+            }
+        }
+    }
+
+    /// The same of a refusal. Whoever was asked is not taken for the leader any more.
+    pub(super) fn failed(&self, key: &[u8], failure: &Failure) {
+        self.learn(&failure.ranges);
+        let mut ranges = self.ranges.write();
+        if let Some(route) = ranges.of_key(key)
+            && failure.reason != Reason::RangeChanged
+        {
+            ranges.set_leader(route.group, failure.leader.unwrap_or(0), "");
+        }
     }
 
     /// A key of group `group`: it begins with the range's first eight bytes, so that it lies in the range.

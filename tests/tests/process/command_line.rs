@@ -204,6 +204,8 @@ fn load_by_operations_and_groups_and_what_its_report_says() {
         "7",
         "--reads",
         "10",
+        "--scans",
+        "10",
         "--json",
         &path,
     ]);

@@ -166,6 +166,10 @@ fn what_is_wrong_is_found_before_the_run() {
             "/nonexistent/x.json",
         ),
         (
+            &["load", "--reads", "60", "--scans", "60"],
+            "together at most 100",
+        ),
+        (
             &["kv", "get", "key", "--endpoints", &nobody],
             "POLYRAFT_ENDPOINTS",
         ),
