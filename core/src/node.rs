@@ -363,6 +363,22 @@ impl<S: Storage> RaftNode<S> {
         })
     }
 
+    /// An entry is known to be committed, and not from a leader of this group: what it says was done elsewhere
+    /// could not have been done otherwise. False: it is not in the log, and nothing has changed.
+    ///
+    /// # Errors
+    /// As [`tick`](Self::tick).
+    pub fn learn_committed(&mut self, id: EntryId) -> Result<bool, Error> {
+        self.guarded(|raft| {
+            let known = id.index <= raft.log.committed();
+            if known || !raft.log.matches(id) {
+                return Ok(known);
+            }
+            raft.log.commit_to(id.index)?;
+            Ok(true)
+        })
+    }
+
     /// A [`Fetch`] is answered.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use polyraft_core::{
 };
 
 use crate::codec::decode_members;
-use crate::effects::{ApplyTask, RangeTask};
+use crate::effects::{ApplyTask, DestroyData, RangeTask};
 use crate::env::{ApplyItem, Command, StateMachine, StateMachineError};
 use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId};
@@ -380,7 +380,7 @@ impl Applier {
                 worker,
                 replica,
                 data,
-            } => match self.state_machine.destroy(&data.descriptor) {
+            } => match self.remove(&data) {
                 Ok(()) => {
                     self.states.remove(&group);
                     let respond = data.respond;
@@ -413,6 +413,13 @@ impl Applier {
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn remove(&self, data: &DestroyData) -> Result<(), StateMachineError> {
+        if data.merged {
+            return self.state_machine.forget(data.descriptor.group);
+        }
+        self.state_machine.destroy(&data.descriptor)
     }
 
     fn loaded(&mut self, state: AppliedState, what: fn(AppliedState) -> Applied) -> Applied {

@@ -102,6 +102,8 @@ pub struct WriteItem {
 pub struct DestroyData {
     /// Of which group, with which keys.
     pub descriptor: Arc<GroupDescriptor>,
+    /// Its data is another group's now: there is nothing to remove.
+    pub merged: bool,
     /// To be answered when nothing is left.
     pub respond: Option<Responder<Result<(), Reject>>>,
 }

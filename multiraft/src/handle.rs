@@ -239,7 +239,34 @@ impl HostHandle {
 
     /// Asks for leave to read linearizably (ReadIndex; batched per group).
     pub fn read(&self, group: GroupId, respond: Responder<Result<ReadPermit, Reject>>) {
-        self.request(group, Input::Read { group, respond });
+        let even_frozen = false;
+        self.request(
+            group,
+            Input::Read {
+                group,
+                even_frozen,
+                respond,
+            },
+        );
+    }
+
+    /// The descriptor of a group, frozen or not, linearizably (leader only): it is not older than the request.
+    pub fn look(&self, group: GroupId, respond: Responder<Result<Arc<GroupDescriptor>, Reject>>) {
+        let answer = move |result: Result<ReadPermit, Reject>| {
+            respond.answer(result.map(|permit| permit.descriptor));
+        };
+        let read = Input::Read {
+            group,
+            even_frozen: true,
+            respond: Responder::new(|| Err(Reject::Stopped), answer),
+        };
+        self.request(group, read);
+    }
+
+    /// Whether the logs of all members of a frozen group have its freeze, `at` (leader only): then, and not
+    /// before, it can be merged. [`Reject::Busy`]: not yet.
+    pub fn settled(&self, group: GroupId, at: EntryId, respond: Responder<Result<(), Reject>>) {
+        self.request(group, Input::Admin(Admin::Settled { group, at, respond }));
     }
 
     /// Splits a group's range (leader only): the keys from each piece's start on belong to a new group, with

@@ -125,7 +125,9 @@ pub(crate) fn recover(
     }
     // An earlier host may have used the same state machine: what that has applied must be durable before anybody
     // relies on which group has which keys.
+    let merged = env.state_machine.merged()?;
     env.state_machine.flush()?;
+    bury_merged(env, &mut found, &merged)?;
     settle_orphans(env, config, &mut found, &mut states)?;
     reset_overtaken(env, &mut found, &states)?;
     for (group, next_replica) in &found.tombstones {
@@ -138,6 +140,31 @@ pub(crate) fn recover(
     let count = appliers.len();
     for (group, state) in states {
         appliers[applier_of(group, count)].load(state);
+    }
+    Ok(())
+}
+
+/// Groups whose data is another one's since a merge: their replicas end.
+fn bury_merged(env: &HostEnv, found: &mut Recovered, merged: &[GroupId]) -> Result<(), HostError> {
+    let next_replica = ReplicaId(u64::MAX);
+    let mut sections = Vec::new();
+    for group in merged.iter().copied() {
+        if found.tombstones.contains(&(group, next_replica)) {
+            continue;
+        }
+        found.groups.retain(|replica| replica.group != group);
+        found.tombstones.retain(|(dead, _)| *dead != group);
+        found.tombstones.push((group, next_replica));
+        sections.push(LogSection {
+            group,
+            lifecycle: Some(Lifecycle::Destroy { next_replica }),
+            ..LogSection::default()
+        });
+    }
+    write_sections(env, sections)?;
+    for group in merged {
+        tracing::info!(%group, "was merged into its left neighbour");
+        env.state_machine.forget(*group)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId, StoreId};
 use crate::handle::{GroupStatus, MemberChange, ReadPermit};
 use crate::ranges::RangeCommand;
+use crate::replica::Subsumer;
 use crate::responder::Responder;
 
 /// One thing that happened or is wished for.
@@ -34,6 +35,8 @@ pub enum Input {
     Read {
         /// Of which group.
         group: GroupId,
+        /// Even if it is frozen: only its descriptor is of interest.
+        even_frozen: bool,
         /// Whom to answer.
         respond: Responder<Result<ReadPermit, Reject>>,
     },
@@ -101,6 +104,31 @@ pub enum Input {
         /// It is to lead at once.
         campaign: bool,
     },
+    /// The group's left neighbour is about to take its keys over: it is to stop at its freeze.
+    Subsume {
+        /// Who asks.
+        subsumer: Subsumer,
+        /// The group.
+        right: Box<GroupDescriptor>,
+    },
+    /// The right neighbour has stopped, with everything up to its freeze applied, or cannot.
+    Subsumable {
+        /// Who has asked.
+        left: GroupId,
+        /// The right neighbour.
+        right: GroupId,
+        /// What it has applied.
+        result: Result<Box<AppliedState>, String>,
+    },
+    /// The left neighbour does not take the group over here after all.
+    Released {
+        /// Who has asked.
+        left: GroupId,
+        /// The group.
+        right: GroupId,
+    },
+    /// It has taken the group over, durably: its replica ends.
+    Subsumed(GroupId),
     /// The flush of this number is done: what was applied before it began is durable.
     Durable(u64),
     /// Applied data is durable up to these indexes.
@@ -156,6 +184,15 @@ pub enum Admin {
         command: RangeCommand,
         /// Whom to answer.
         respond: Responder<Result<Vec<GroupDescriptor>, Reject>>,
+    },
+    /// Whether the logs of all members of a frozen group have its freeze.
+    Settled {
+        /// Which group.
+        group: GroupId,
+        /// The freeze.
+        at: EntryId,
+        /// Whom to answer.
+        respond: Responder<Result<(), Reject>>,
     },
     /// Hand leadership to the replica on a store.
     Transfer {

@@ -26,6 +26,8 @@ pub(crate) struct Leader {
     pub(crate) transferee: Option<ReplicaId>,
     /// The last index that may hold a change of membership which is not applied yet.
     pub(crate) pending_conf_index: Index,
+    /// The last entry for the host that was proposed in this term.
+    host_index: Index,
     /// Payload bytes proposed in this term and not known to be applied.
     pub(crate) uncommitted_bytes: u64,
     heartbeat_elapsed: u32,
@@ -53,6 +55,7 @@ impl Leader {
             // Anything in the log may be a change that is not applied yet: better to wait for it
             // than to scan for it.
             pending_conf_index: last,
+            host_index: Index(0),
             uncommitted_bytes: 0,
             heartbeat_elapsed: 0,
         }
@@ -182,8 +185,11 @@ impl<S: Storage> Raft<S> {
         if !member || leader.transferee.is_some() || entries.is_empty() {
             return Err(ProposeError::Dropped);
         }
-        let mut pending = leader.pending_conf_index;
+        let (mut pending, mut host) = (leader.pending_conf_index, leader.host_index);
         for (at, entry) in entries.iter_mut().enumerate() {
+            if entry.kind == EntryKind::Host {
+                host = last.plus(at as u64 + 1);
+            }
             let Some(change) = decode_change(entry)? else {
                 continue;
             };
@@ -207,6 +213,7 @@ impl<S: Storage> Raft<S> {
         // Only now: what was dropped must not stand in the way of the next change.
         if let Some(leader) = self.leader_data_mut() {
             leader.pending_conf_index = pending;
+            leader.host_index = host;
         }
         self.broadcast_append().map_err(proposal)
     }
@@ -404,7 +411,8 @@ impl<S: Storage> Raft<S> {
 
     /// Whether a new commit index is worth a message of its own.
     fn tells_commit(&self) -> bool {
-        let changing = |leader: &Leader| leader.pending_conf_index > self.log.applied();
+        let changing =
+            |leader: &Leader| leader.pending_conf_index.max(leader.host_index) > self.log.applied();
         !self.params.lazy_commit || self.leader_data().is_some_and(changing)
     }
 

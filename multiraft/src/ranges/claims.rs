@@ -65,6 +65,13 @@ impl Claims {
             .next()
     }
 
+    /// The group whose range ends where this one begins.
+    pub(crate) fn ends_at(&self, range: &KeyRange) -> Option<GroupId> {
+        let (_, owner) = self.by_start.range(..range.start.clone()).next_back()?;
+        let end = self.by_group.get(owner)?.end.as_ref();
+        (end == Some(&range.start)).then_some(*owner)
+    }
+
     pub(crate) fn release(&mut self, group: GroupId) {
         if let Some(range) = self.by_group.remove(&group) {
             self.by_start.remove(&range.start);

@@ -286,6 +286,37 @@ impl Registry {
         Ok(())
     }
 
+    /// The merge is durable: the keys of the right group are the left one's.
+    ///
+    /// # Errors
+    /// Somebody else owns some of it.
+    pub(crate) fn unite(
+        &self,
+        left: GroupId,
+        range: Option<&KeyRange>,
+        right: GroupId,
+    ) -> Result<(), GroupId> {
+        let mut inner = self.inner.lock();
+        inner.claims.release(right);
+        inner.claims.claim(left, range)
+    }
+
+    /// Whether a group is here whose range ends where that of `right` begins, or the one that is expected
+    /// there, although it has no range yet.
+    pub(crate) fn has_left_of(&self, right: GroupId, expected: Option<GroupId>) -> bool {
+        let inner = self.inner.lock();
+        let is_here = |group: GroupId| {
+            let present = inner.present.get(&group);
+            present.is_some_and(|it| it.standing != Standing::Ending)
+        };
+        if expected.is_some_and(is_here) {
+            return true;
+        }
+        let range = inner.claims.of(right);
+        let neighbour = range.and_then(|range| inner.claims.ends_at(range));
+        neighbour.is_some_and(is_here)
+    }
+
     /// A group that was being born is here.
     pub(crate) fn born(&self, group: GroupId) {
         let mut inner = self.inner.lock();

@@ -13,8 +13,9 @@ use polyraft_core::{Append, EntryId, HardState, Index, RaftNode, ReplicaId, Role
 pub(crate) use log::ReplicaLog;
 pub use proposals::Pending;
 pub(crate) use proposals::{Proposals, Queued};
-pub(crate) use ranges::{Ask, Doom, Ranges, Split, Step};
-pub(crate) use reads::Reads;
+pub use ranges::Subsumer;
+pub(crate) use ranges::{Ask, Doom, Ranges, Shift, Step};
+pub(crate) use reads::{Reads, Waiter};
 
 use crate::env::StagedSnapshot;
 use crate::error::Reject;

@@ -22,11 +22,15 @@ pub(crate) struct Ranges {
     /// Commands that the applier has.
     pub(crate) steps: VecDeque<Step>,
     /// Splits that are applied and not durable.
-    pub(crate) splits: Vec<Split>,
+    pub(crate) shifts: Vec<Shift>,
     /// The last command that this replica has proposed.
     pub(crate) proposed: EntryId,
     /// Those who wait for a command.
     pub(crate) asked: Vec<Ask>,
+    /// The right neighbour that has been asked to stop.
+    pub(crate) merging: Option<Merging>,
+    /// The left neighbour that has asked this one to stop.
+    pub(crate) subsumer: Option<Subsumer>,
     /// The replica is to be destroyed when it has no split that is not durable.
     pub(crate) doomed: Option<Doom>,
 }
@@ -37,18 +41,43 @@ pub(crate) struct Step {
     pub(crate) id: EntryId,
     /// The descriptors of all groups that come out of it, by range.
     pub(crate) result: Result<Vec<Arc<GroupDescriptor>>, RangeRefusal>,
-    pub(crate) split: Option<Split>,
+    pub(crate) shift: Option<Shift>,
 }
 
-/// New groups that wait for their data to be durable.
+/// Keys have changed hands, which is not durable yet: new groups wait for that, or the end of one.
 #[derive(Debug)]
-pub(crate) struct Split {
-    /// What the old group keeps.
+pub(crate) struct Shift {
+    /// What the group has now.
     pub(crate) left: Option<KeyRange>,
     /// The new groups, each with its replica here, if it is to have one.
     pub(crate) rights: Vec<(AppliedState, Option<ReplicaId>)>,
+    /// The group whose keys were taken over.
+    pub(crate) absorbs: Option<GroupId>,
     /// The last flush that may have begun before the split was applied.
     pub(crate) after_flush: u64,
+}
+
+/// A merge that stands first in the log.
+#[derive(Debug, Default)]
+pub(crate) struct Merging {
+    /// Its command's entry.
+    pub(crate) at: EntryId,
+    pub(crate) right: GroupId,
+    /// What the right neighbour has stopped with.
+    pub(crate) state: Option<AppliedState>,
+}
+
+/// Who takes this group over, on this store.
+#[derive(Debug)]
+pub struct Subsumer {
+    /// The left neighbour.
+    pub left: GroupId,
+    /// Its worker.
+    pub worker: usize,
+    /// The freeze: everything up to it is to be applied.
+    pub at: EntryId,
+    /// It has been told.
+    pub answered: bool,
 }
 
 /// Somebody waits for the effect of a command.
@@ -65,7 +94,7 @@ pub(crate) struct Doom {
     pub(crate) asked: Vec<Responder<Result<(), Reject>>>,
 }
 
-impl Split {
+impl Shift {
     /// The groups that begin on this store.
     pub(crate) fn kept(&self) -> impl Iterator<Item = GroupId> + '_ {
         let kept = self.rights.iter().filter(|(_, replica)| replica.is_some());
@@ -75,14 +104,15 @@ impl Split {
 
 impl Ranges {
     /// Whether groups have data here that they cannot begin with yet.
-    pub(crate) fn is_splitting(&self) -> bool {
-        !self.splits.is_empty() || self.steps.iter().any(|step| step.split.is_some())
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !self.shifts.is_empty() || self.steps.iter().any(|step| step.shift.is_some())
     }
 
     /// A snapshot takes the place of everything that is not applied.
     pub(crate) fn skipped_to(&mut self, index: Index) {
         self.held.clear();
         self.steps.clear();
+        self.merging = None;
         let skipped = |ask: &mut Ask| ask.id.index <= index;
         for ask in self.asked.extract_if(.., skipped) {
             ask.respond.answer(Err(Reject::Ambiguous));

@@ -6,10 +6,17 @@ use bytes::Bytes;
 use polyraft_core::{Index, ReadState, planted};
 
 use crate::error::Reject;
+use crate::group::GroupId;
 use crate::handle::ReadPermit;
 use crate::responder::Responder;
 
-type Waiter = Responder<Result<ReadPermit, Reject>>;
+/// Somebody waits for leave.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    /// He wants to know of the group and not of its data, so he may be told while it is frozen.
+    pub(crate) even_frozen: bool,
+    pub(crate) respond: Responder<Result<ReadPermit, Reject>>,
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
@@ -41,7 +48,7 @@ impl Reads {
             .into_iter()
             .flat_map(|(_, waiters)| waiters)
         {
-            waiter.answer(Err(reject()));
+            waiter.respond.answer(Err(reject()));
         }
     }
 
@@ -55,13 +62,22 @@ impl Reads {
         }
     }
 
-    /// Answers those whose index is applied.
-    pub(crate) fn release(&mut self, applied: Index, permit: impl Fn() -> ReadPermit) {
+    /// Answers those whose index is applied; if the group is frozen, into which one.
+    pub(crate) fn release(
+        &mut self,
+        applied: Index,
+        frozen: Option<GroupId>,
+        permit: impl Fn() -> ReadPermit,
+    ) {
         for (_, waiters) in self.confirmed.extract_if(.., |(index, _)| {
             *index <= applied || planted!(ReadBeforeApplied)
         }) {
             for waiter in waiters {
-                waiter.answer(Ok(permit()));
+                let result = match frozen {
+                    Some(into) if !waiter.even_frozen => Err(Reject::Frozen { into }),
+                    _ => Ok(permit()),
+                };
+                waiter.respond.answer(result);
             }
         }
     }
@@ -71,7 +87,7 @@ impl Reads {
         let asked = self.asked.drain(..).flat_map(|(_, waiters)| waiters);
         let confirmed = self.confirmed.drain(..).flat_map(|(_, waiters)| waiters);
         for waiter in self.queued.drain(..).chain(asked).chain(confirmed) {
-            waiter.answer(Err(reject()));
+            waiter.respond.answer(Err(reject()));
         }
     }
 }

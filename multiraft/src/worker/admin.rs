@@ -42,6 +42,7 @@ impl Worker {
                 command,
                 respond,
             } => self.change_range(group, &command, respond),
+            Admin::Settled { group, at, respond } => self.settled(group, at, respond),
             Admin::Transfer { group, to, respond } => self.transfer(group, to, respond),
             Admin::Campaign { group, respond } => match self.serving(group) {
                 Ok(replica) => {

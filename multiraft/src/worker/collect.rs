@@ -7,7 +7,7 @@ use polyraft_core::{
     RoleName, planted,
 };
 
-use super::ranges::{hand_out, holds_back};
+use super::ranges::{applied_or_void, hand_out, holds_back};
 use super::{Shared, Worker};
 use crate::config::HostConfig;
 use crate::effects::{ApplyTask, Effects, FetchTask, LaneKey, SnapshotTask, WriteItem};
@@ -164,13 +164,11 @@ fn settle_reads(replica: &mut Replica) {
         replica.reads.reject_all(|| reject.clone());
         return;
     }
-    let applied = replica.node.applied();
+    let applied = applied_or_void(replica);
     let descriptor = &replica.descriptor;
     let (id, term) = (replica.id, replica.node.basic_status().hard_state.term);
-    if let Some(Frozen { into, .. }) = descriptor.frozen {
-        return replica.reads.reject_all(|| Reject::Frozen { into });
-    }
-    replica.reads.release(applied, || ReadPermit {
+    let frozen = descriptor.frozen.map(|frozen| frozen.into);
+    replica.reads.release(applied, frozen, || ReadPermit {
         applied,
         descriptor: Arc::clone(descriptor),
         replica: id,

@@ -306,6 +306,12 @@ impl Worker {
         effects: &mut Effects,
     ) {
         let mut respond = respond;
+        if let Some(reject) = self.keeps(group, respond.is_some()) {
+            if let Some(respond) = respond {
+                respond.answer(Err(reject));
+            }
+            return;
+        }
         if self.put_off_end(group, next_replica, &mut respond) {
             return;
         }
@@ -320,6 +326,37 @@ impl Worker {
             }
             return;
         };
+        self.remove(group, next_replica, respond, false, effects);
+    }
+
+    /// Why a replica cannot end now: its left neighbour is about to take it over.
+    fn keeps(&self, group: GroupId, by_hand: bool) -> Option<Reject> {
+        let replica = self.replicas.get(&group)?;
+        let into = replica.ranges.subsumer.as_ref().map(|it| it.left);
+        let frozen = replica.descriptor.frozen.filter(|_| by_hand);
+        let into = into.or(frozen.map(|frozen| frozen.into))?;
+        Some(Reject::Frozen { into })
+    }
+
+    /// The replica was taken over by its left neighbour.
+    pub(super) fn end_merged(&mut self, group: GroupId, effects: &mut Effects) {
+        let never = ReplicaId(u64::MAX);
+        match self.shared.registry.end(group, never) {
+            Some(next_replica) => self.remove(group, next_replica, None, true, effects),
+            None => tracing::error!(%group, "a merged group is being born"),
+        }
+    }
+
+    /// The tombstone is known; now it is written, and the data goes if it is not another group's.
+    fn remove(
+        &mut self,
+        group: GroupId,
+        next_replica: ReplicaId,
+        respond: Option<Responder<Result<(), Reject>>>,
+        merged: bool,
+        effects: &mut Effects,
+    ) {
+        self.give_up_merging(group);
         let removed = self.replicas.remove(&group);
         let (id, descriptor) = match removed {
             Some(mut replica) => {
@@ -343,6 +380,7 @@ impl Worker {
         };
         let data = DestroyData {
             descriptor,
+            merged,
             respond,
         };
         if planted!(DataBeforeTombstone) {
@@ -367,7 +405,9 @@ impl Worker {
         effects: &mut Effects,
     ) {
         let here = self.replicas.get(&group).map(|replica| replica.id);
-        if here == Some(replica) && replica < next_replica {
+        // Others have been merged; this one is to be by its own left neighbour.
+        let lock = next_replica.0 == u64::MAX && self.is_lock(group);
+        if here == Some(replica) && replica < next_replica && !lock {
             self.destroy(group, next_replica, None, effects);
         }
     }
@@ -418,6 +458,7 @@ impl Worker {
                     Ok(())
                 });
                 self.finish_range_steps(group, id, last.index, effects);
+                self.answer_subsumer(group);
                 self.finish_changes(group, id, &changes);
                 if gone {
                     // If it was added again meanwhile, its successor may come.
@@ -510,6 +551,7 @@ impl Worker {
                 creator.answer(Ok(()));
             }
             self.wake(group);
+            self.answer_subsumer(group);
         }
     }
 

@@ -9,9 +9,7 @@ use crate::effects::{Effects, LaneKey};
 use crate::env::{Body, GroupMessage, Lost, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{GroupId, StoreId};
-use crate::handle::ReadPermit;
-use crate::replica::{Install, Queued, Replica};
-use crate::responder::Responder;
+use crate::replica::{Install, Queued, Replica, Subsumer, Waiter};
 
 impl Worker {
     pub(super) fn propose(&mut self, group: GroupId, command: Queued) {
@@ -24,14 +22,14 @@ impl Worker {
         self.wake(group);
     }
 
-    pub(super) fn read(&mut self, group: GroupId, respond: Responder<Result<ReadPermit, Reject>>) {
+    pub(super) fn read(&mut self, group: GroupId, waiter: Waiter) {
         match self.leading(group) {
             Ok(replica) => {
-                replica.reads.queued.push(respond);
+                replica.reads.queued.push(waiter);
                 Counters::add(&self.shared.counters.reads, 1);
                 self.wake(group);
             }
-            Err(reject) => respond.answer(Err(reject)),
+            Err(reject) => waiter.respond.answer(Err(reject)),
         }
     }
 
@@ -55,12 +53,14 @@ impl Worker {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return Err(Reject::NoGroup(group));
         };
-        match &replica.quarantined {
-            Some(reason) => Err(Reject::Refused(format!(
-                "the replica is out of service: {reason}"
-            ))),
-            None => Ok(replica),
+        if let Some(reason) = &replica.quarantined {
+            let why = format!("the replica is out of service: {reason}");
+            return Err(Reject::Refused(why));
         }
+        if let Some(Subsumer { left, .. }) = replica.ranges.subsumer {
+            return Err(Reject::Frozen { into: left });
+        }
+        Ok(replica)
     }
 
     pub(super) fn on_message(
@@ -196,7 +196,7 @@ impl Worker {
             return false;
         }
         if let Some(replica) = self.replicas.get(&group) {
-            if replica.quarantined.is_some() {
+            if replica.quarantined.is_some() || replica.ranges.subsumer.is_some() {
                 return false;
             }
             let known = &replica.descriptor;
@@ -250,7 +250,9 @@ impl Worker {
                 .applies
                 .push(crate::effects::ApplyTask::Discard(staged));
         };
-        if !matches!(replica.install, Install::None) || replica.ranges.is_splitting() {
+        let ranges = &replica.ranges;
+        let busy = ranges.is_unsettled() || ranges.merging.is_some();
+        if busy || !matches!(replica.install, Install::None) {
             return effects
                 .applies
                 .push(crate::effects::ApplyTask::Discard(staged));

@@ -11,6 +11,7 @@ mod admin;
 mod collect;
 mod lifecycle;
 mod members;
+mod merges;
 mod messages;
 mod ranges;
 mod time;
@@ -32,7 +33,7 @@ use crate::group::{GroupId, StoreId};
 use crate::group_map::{GroupMap, GroupSet};
 use crate::input::{AppliedItem, Input, PersistedItem};
 use crate::ranges::registry::Registry;
-use crate::replica::{Queued, Replica};
+use crate::replica::{Queued, Replica, Waiter};
 use crate::responder::Responder;
 use crate::router::Router;
 use crate::sync::AtomicBool;
@@ -116,10 +117,12 @@ pub struct Worker {
     creating: GroupMap<Option<Responder<Result<(), Reject>>>>,
     /// Groups whose data is being removed.
     dying: GroupSet,
-    /// Groups with splits that are applied and not durable.
-    splitting: BTreeSet<GroupId>,
+    /// Groups with splits or merges that are applied and not durable.
+    unsettled: BTreeSet<GroupId>,
     /// Groups whose end waits for that.
     doomed: BTreeSet<GroupId>,
+    /// For this and other workers.
+    outbox: Vec<(usize, Input)>,
     /// Requests for votes of groups that are being born.
     early: VecDeque<(StoreId, GroupMessage)>,
     /// Stores of which it will be heard when they go.
@@ -140,8 +143,9 @@ impl Worker {
             awake: GroupSet::default(),
             creating: GroupMap::default(),
             dying: GroupSet::default(),
-            splitting: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
             doomed: BTreeSet::new(),
+            outbox: Vec::new(),
             early: VecDeque::new(),
             up: BTreeSet::new(),
             touched: Vec::new(),
@@ -156,6 +160,7 @@ impl Worker {
             self.take(input, &mut effects);
         }
         self.collect(&mut effects);
+        effects.inputs.append(&mut self.outbox);
         Counters::add(&self.shared.counters.passes, 1);
         effects
     }
@@ -177,7 +182,17 @@ impl Worker {
                 };
                 self.propose(group, command);
             }
-            Input::Read { group, respond } => self.read(group, respond),
+            Input::Read {
+                group,
+                even_frozen,
+                respond,
+            } => self.read(
+                group,
+                Waiter {
+                    even_frozen,
+                    respond,
+                },
+            ),
             Input::Messages {
                 from,
                 messages,
@@ -246,6 +261,14 @@ impl Worker {
                 replica,
                 campaign,
             } => self.on_born(&state, replica, campaign, effects),
+            Input::Subsume { subsumer, right } => self.on_subsume(subsumer, &right),
+            Input::Subsumable {
+                left,
+                right,
+                result,
+            } => self.on_subsumable(left, right, result),
+            Input::Released { left, right } => self.on_released(left, right),
+            Input::Subsumed(group) => self.on_subsumed(group, effects),
             Input::Durable(flush) => self.on_durable(flush, effects),
             Input::Flushed(indexes) => self.on_flushed(&indexes, effects),
             Input::Tick => self.tick(effects),
@@ -297,7 +320,7 @@ impl Worker {
             return;
         };
         replica.idle_ticks = 0;
-        if replica.quarantined.is_none() {
+        if replica.quarantined.is_none() && replica.ranges.subsumer.is_none() {
             let lost = planted!(LostWakeUp) && replica.asleep;
             replica.asleep = false;
             if !lost {
@@ -356,6 +379,8 @@ impl Worker {
         }
         self.awake.remove(&group);
         self.touch(group);
+        self.give_up_merging(group);
+        self.answer_subsumer(group);
     }
 
     fn on_applied(&mut self, item: AppliedItem, effects: &mut Effects) {

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use polyraft_core::{Entry, EntryId, EntryKind, HardState, Index, ProposeError, ReplicaId};
 
 use super::collect::apply;
+use super::merges::{Neighbour, stop_neighbour};
 use super::{BOOTSTRAP, Shared, Worker};
 use crate::config::HostConfig;
 use crate::effects::{ApplyTask, Effects, RangeTask, WriteItem};
@@ -21,7 +22,7 @@ use crate::group::{AppliedState, GroupDescriptor, GroupId};
 use crate::input::Input;
 use crate::ranges::registry::Unready;
 use crate::ranges::{RangeCommand, RangeOutcome, RangeRefusal};
-use crate::replica::{Ask, Doom, Install, Replica, Split, Step};
+use crate::replica::{Ask, Doom, Install, Replica, Shift, Step};
 use crate::responder::Responder;
 
 /// The answer to who asked for a change of a range: all groups that came out of it, by range.
@@ -95,10 +96,10 @@ impl Worker {
         }
         for mut step in steps {
             tracing::info!(%group, at = %step.id.index, result = ?step.result, "range command");
-            if let Some(mut split) = step.split.take() {
-                split.after_flush = self.shared.flushes.load(Ordering::SeqCst);
-                replica.ranges.splits.push(split);
-                self.splitting.insert(group);
+            if let Some(mut shift) = step.shift.take() {
+                shift.after_flush = self.shared.flushes.load(Ordering::SeqCst);
+                replica.ranges.shifts.push(shift);
+                self.unsettled.insert(group);
                 effects.flush = true;
             }
             answer(replica, &step);
@@ -111,38 +112,46 @@ impl Worker {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return;
         };
+        let mut absorbed = Vec::new();
         for step in replica.ranges.steps.drain(..) {
-            if let Some(split) = step.split {
-                self.shared.registry.abandon(split.kept());
+            if let Some(shift) = step.shift {
+                self.shared.registry.abandon(shift.kept());
+                absorbed.extend(shift.absorbs);
             }
         }
         replica.ranges.held.clear();
+        for right in absorbed {
+            self.release(group, right);
+        }
     }
 
     /// The flush of this number is done: splits that were applied before it began are durable.
     pub(super) fn on_durable(&mut self, flush: u64, effects: &mut Effects) {
-        let waiting: Vec<GroupId> = self.splitting.iter().copied().collect();
+        let waiting: Vec<GroupId> = self.unsettled.iter().copied().collect();
         for group in waiting {
             let Some(replica) = self.replicas.get_mut(&group) else {
-                self.splitting.remove(&group);
+                self.unsettled.remove(&group);
                 continue;
             };
-            let durable = |split: &mut Split| split.after_flush < flush;
-            let splits: Vec<Split> = replica.ranges.splits.extract_if(.., durable).collect();
-            if replica.ranges.splits.is_empty() {
-                self.splitting.remove(&group);
+            let durable = |shift: &mut Shift| shift.after_flush < flush;
+            let shifts: Vec<Shift> = replica.ranges.shifts.extract_if(.., durable).collect();
+            if replica.ranges.shifts.is_empty() {
+                self.unsettled.remove(&group);
             } else {
                 effects.flush = true;
             }
-            for split in splits {
-                self.give_birth(group, split, effects);
+            for shift in shifts {
+                match shift.absorbs {
+                    Some(right) => self.bury_neighbour(group, right, &shift, effects),
+                    None => self.give_birth(group, shift, effects),
+                }
             }
         }
         self.end_doomed(effects);
     }
 
     /// The new groups begin, each on its own worker.
-    fn give_birth(&mut self, group: GroupId, split: Split, effects: &mut Effects) {
+    fn give_birth(&mut self, group: GroupId, split: Shift, effects: &mut Effects) {
         let Some(replica) = self.replicas.get(&group) else {
             return;
         };
@@ -170,6 +179,25 @@ impl Worker {
         }
         if let Err(owner) = divided {
             let reason = format!("after a split its range overlaps that of group {owner}");
+            self.quarantine(group, &reason);
+        }
+    }
+
+    /// What the right neighbour had is the left one's for good.
+    fn bury_neighbour(
+        &mut self,
+        group: GroupId,
+        right: GroupId,
+        shift: &Shift,
+        effects: &mut Effects,
+    ) {
+        let (registry, router) = (&self.shared.registry, &self.shared.router);
+        let united = registry.unite(group, shift.left.as_ref(), right);
+        effects
+            .inputs
+            .push((router.worker_of(right), Input::Subsumed(right)));
+        if let Err(owner) = united {
+            let reason = format!("after a merge its range overlaps that of group {owner}");
             self.quarantine(group, &reason);
         }
     }
@@ -253,7 +281,7 @@ impl Worker {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return false;
         };
-        if !replica.ranges.is_splitting() {
+        if !replica.ranges.is_unsettled() {
             return false;
         }
         let doom = replica.ranges.doomed.get_or_insert_with(|| Doom {
@@ -274,7 +302,7 @@ impl Worker {
                 self.doomed.remove(&group);
                 continue;
             };
-            if replica.ranges.is_splitting() {
+            if replica.ranges.is_unsettled() {
                 continue;
             }
             self.doomed.remove(&group);
@@ -326,13 +354,42 @@ fn is_changing(replica: &Replica) -> bool {
 }
 
 /// The state as of the last entry that is applied.
-fn applied_state(replica: &Replica) -> AppliedState {
+pub(super) fn applied_state(replica: &Replica) -> AppliedState {
     let log = replica.node.storage();
     AppliedState {
         last: log.applied(),
         conf_state: Arc::clone(log.conf_state()),
         descriptor: Arc::clone(&replica.descriptor),
     }
+}
+
+/// The last entry that is applied, or has no effect because the group is frozen.
+pub(super) fn applied_or_void(replica: &Replica) -> Index {
+    let applied = replica.node.applied();
+    match replica.ranges.held.back() {
+        Some(last) if replica.ranges.steps.is_empty() && is_frozen(replica) => last.index,
+        _ => applied,
+    }
+}
+
+/// Whether the entries that wait behind a freeze end it. Nothing else behind it has any effect, and is not
+/// even applied, so that all replicas are frozen with the same state.
+fn is_thawed(replica: &Replica) -> bool {
+    let expected = replica.descriptor.epoch;
+    let thaw = RangeCommand::Thaw { expected };
+    let held = replica.ranges.held.iter();
+    let mut commands = held.filter(|entry| entry.kind == EntryKind::Host);
+    commands.any(|entry| RangeCommand::decode(&entry.data).as_ref() == Ok(&thaw))
+}
+
+/// Whether nothing may be handed to the applier at the moment.
+fn is_frozen(replica: &Replica) -> bool {
+    let freezes = |step: &Step| {
+        let after = step.result.as_ref().ok().and_then(|groups| groups.first());
+        after.is_some_and(|after| after.frozen.is_some())
+    };
+    let about_to = replica.ranges.steps.back().is_some_and(freezes);
+    about_to || replica.descriptor.frozen.is_some() && !is_thawed(replica)
 }
 
 fn propose_range(
@@ -408,7 +465,9 @@ pub(super) fn hand_out(
     if !matches!(replica.install, Install::None) {
         return Ok(());
     }
-    while let Some(first) = replica.ranges.held.front() {
+    while !is_frozen(replica)
+        && let Some(first) = replica.ranges.held.front()
+    {
         if first.kind != EntryKind::Host {
             let is_command = |entry: &Entry| entry.kind == EntryKind::Host;
             let held = &mut replica.ranges.held;
@@ -440,7 +499,7 @@ fn begin_command(
 ) -> Result<bool, String> {
     let id = entry.id();
     let command = RangeCommand::decode(&entry.data).map_err(|error| error.to_string())?;
-    let (result, split, outcome) = match applied_state(replica).after(&command, id) {
+    let (result, shift, outcome) = match applied_state(replica).after(&command, id) {
         Err(refusal) => (Err(refusal), None, None),
         Ok(RangeOutcome::Changed(state)) => {
             let after = Arc::clone(&state.descriptor);
@@ -460,16 +519,32 @@ fn begin_command(
             let after = Arc::clone(&left.descriptor);
             let all = rights.iter().map(|right| &right.descriptor);
             let all = [&after].into_iter().chain(all).map(Arc::clone).collect();
-            let (split, change) = divided(&after, rights, &expected, &keeps);
-            (Ok(all), Some(split), Some((after, Some(change))))
+            let (shift, change) = divided(&after, rights, &expected, &keeps);
+            (Ok(all), Some(shift), Some((after, Some(change))))
         }
-        Ok(RangeOutcome::Merged { .. }) => return Err("groups cannot be merged yet".to_owned()),
+        Ok(RangeOutcome::Merged { left, right }) => {
+            let right_worker = shared.router.worker_of(right.group);
+            let stopped = stop_neighbour(replica, worker, id, &right, right_worker, effects)?;
+            let Neighbour::Stopped(right) = stopped else {
+                return Ok(false);
+            };
+            let after = Arc::clone(&left.descriptor);
+            let shift = Shift {
+                left: after.range.clone(),
+                rights: Vec::new(),
+                absorbs: Some(right.descriptor.group),
+                after_flush: u64::MAX,
+            };
+            let change = RangeChange::Merge { right: *right };
+            let outcome = (Arc::clone(&after), Some(change));
+            (Ok(vec![after]), Some(shift), Some(outcome))
+        }
     };
     if let Some((after, _)) = &outcome {
         // Before its data moves: who reads it now must not take what is gone for what never was.
         shared.router.announce(replica.group, after.epoch.range);
     }
-    replica.ranges.steps.push_back(Step { id, result, split });
+    replica.ranges.steps.push_back(Step { id, result, shift });
     let lost = replica.not_leader();
     let _none = replica
         .proposals
@@ -491,7 +566,7 @@ fn divided(
     rights: Vec<AppliedState>,
     expected: &[(GroupId, Option<ReplicaId>)],
     keeps: &[bool],
-) -> (Split, RangeChange) {
+) -> (Shift, RangeChange) {
     let each = rights.iter().zip(keeps);
     let changes = each.map(|(state, keep)| SplitRight {
         state: state.clone(),
@@ -502,9 +577,10 @@ fn divided(
     };
     let replicas = expected.iter().zip(keeps);
     let replicas = replicas.map(|((_, replica), keep)| replica.filter(|_| *keep));
-    let split = Split {
+    let split = Shift {
         left: left.range.clone(),
         rights: rights.into_iter().zip(replicas).collect(),
+        absorbs: None,
         after_flush: u64::MAX,
     };
     (split, change)

@@ -452,6 +452,31 @@ impl Cluster {
         self.until("all members have everything", 600, Self::is_converged);
     }
 
+    /// The group that has the keys right before this one, by the latest of the descriptors that are known.
+    pub(crate) fn owner_before(&self, start: &[u8]) -> Option<GroupId> {
+        let all = self.handles().into_values().flat_map(|it| it.descriptors());
+        let before = all.filter(|descriptor| {
+            let Some(range) = &descriptor.range else {
+                return false;
+            };
+            let reaches = range.end.as_ref().is_none_or(|end| &end[..] >= start);
+            &range.start[..] < start && reaches
+        });
+        let latest = before.max_by_key(|descriptor| descriptor.epoch.range)?;
+        Some(latest.group)
+    }
+
+    /// No store that runs has a replica of a group, and all run.
+    pub(crate) fn is_gone(&self, group: GroupId) -> bool {
+        let handles = self.handles();
+        let here = |handle: &HostHandle| handle.summary(group).is_some();
+        let data = self
+            .nodes
+            .values()
+            .any(|node| node.data.data(group).is_some());
+        handles.len() == self.nodes.len() && !data && !handles.values().any(here)
+    }
+
     /// Groups that have data anywhere.
     pub(crate) fn present(&self) -> BTreeSet<GroupId> {
         let nodes = self.nodes.values();

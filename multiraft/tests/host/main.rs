@@ -13,6 +13,7 @@ mod history;
 mod log;
 mod machine;
 mod membership;
+mod merges;
 mod network;
 mod node;
 mod reads;
