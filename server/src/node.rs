@@ -691,3 +691,6 @@ fn log_to_standard_error(filter: &str) -> Result<(), String> {
         .try_init()
         .map_err(|error| format!("cannot set up logging: {error}"))
 }
+
+#[cfg(test)]
+mod tests;
