@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_store::Tables;
+use polyraft_store::bulk::{self, BulkFile, BulkFiles, BulkId, BulkWriter, MemoryBulk};
 use polyraft_store::disk::{Batch, Cf, Disk, DiskError, Durability, Pair, View};
 
 use crate::rng::Rng;
@@ -52,6 +53,7 @@ struct Inner {
     broken: bool,
     /// Grows with each crash: who has the disk from before writes nothing any more.
     start: u64,
+    bulks: BulkFiles,
     /// So many more writes reach the disk before the process is killed.
     writes_left: Option<u64>,
 }
@@ -61,6 +63,8 @@ struct Pending {
     number: u64,
     batch: Batch,
     volatile: bool,
+    /// Files that became part of a column family: certain at once.
+    ingested: bool,
     /// Of volatile ones: nothing can undo it any more.
     flushed: bool,
 }
@@ -221,6 +225,20 @@ impl SimDisk {
 }
 
 impl SimDisk {
+    /// Something is about to happen to a file.
+    fn bulk_step(&self, inner: &mut Inner) -> Result<(), DiskError> {
+        self.check(inner)?;
+        inner.writes_left = inner.writes_left.map(|left| left - 1);
+        match inner.fault {
+            Some(DiskFault::Full) => Err(DiskError::Full),
+            Some(DiskFault::SyncFails) => {
+                inner.broken = true;
+                Err(DiskError::Fatal("sync failed".to_owned()))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn check(&self, inner: &Inner) -> Result<(), DiskError> {
         if self.start.is_some_and(|start| start != inner.start) {
             return Err(DiskError::Fatal("the process is gone".to_owned()));
@@ -270,7 +288,7 @@ impl Pending {
         if self.volatile {
             self.flushed
         } else {
-            self.number <= synced
+            self.ingested || self.number <= synced
         }
     }
 }
@@ -290,13 +308,13 @@ impl Disk for SimDisk {
             Some(DiskFault::Full) => return Err(DiskError::Full),
             // What was written may or may not be on the disk.
             Some(DiskFault::SyncFails) if durability == Durability::Synced => {
-                inner.push(batch, false);
+                inner.push(batch, false, false);
                 inner.broken = true;
                 return Err(DiskError::Fatal("sync failed".to_owned()));
             }
             _ => {}
         }
-        inner.push(batch, durability == Durability::Volatile);
+        inner.push(batch, durability == Durability::Volatile, false);
         if durability == Durability::Synced {
             let upto = inner.written;
             if inner.deferring {
@@ -332,6 +350,48 @@ impl Disk for SimDisk {
         self.inner.lock().now.scan_reverse(cf, start, end, limit)
     }
 
+    fn begin_bulk(&self, cf: Cf, id: BulkId) -> Result<Box<dyn BulkWriter>, DiskError> {
+        let mut inner = self.inner.lock();
+        self.bulk_step(&mut inner)?;
+        inner.bulks.insert(id, None);
+        let disk = self.clone();
+        let done = move |file: Option<BulkFile>| {
+            let mut inner = disk.inner.lock();
+            // Whoever is killed here leaves it behind as it is.
+            disk.bulk_step(&mut inner)?;
+            match file {
+                Some(file) => inner.bulks.insert(id, Some(file)),
+                None => inner.bulks.remove(&id),
+            };
+            Ok(())
+        };
+        Ok(Box::new(MemoryBulk::new(cf, done)))
+    }
+
+    /// The marks and records that were synced before are durable, also those whose sync takes a while.
+    fn ingest(&self, cf: Cf, ids: &[BulkId]) -> Result<(), DiskError> {
+        let mut inner = self.inner.lock();
+        self.bulk_step(&mut inner)?;
+        let batch = bulk::changes(&inner.bulks, cf, ids)?;
+        if let Some(upto) = inner.sync_due {
+            inner.sync(upto);
+        }
+        inner.push(batch, false, true);
+        inner.settle();
+        Ok(())
+    }
+
+    fn remove_bulk(&self, id: BulkId) -> Result<(), DiskError> {
+        let mut inner = self.inner.lock();
+        self.bulk_step(&mut inner)?;
+        inner.bulks.remove(&id);
+        Ok(())
+    }
+
+    fn bulks(&self) -> Result<Vec<BulkId>, DiskError> {
+        Ok(self.inner.lock().bulks.keys().copied().collect())
+    }
+
     fn view(&self) -> Box<dyn View> {
         Box::new(Arc::clone(&self.inner.lock().now))
     }
@@ -345,7 +405,10 @@ impl Disk for SimDisk {
             return Err(DiskError::Full);
         }
         let touches = |pending: &Pending| pending.batch.iter().any(|(of, _)| *of == cf);
-        let torn = inner.pending.iter().rfind(|p| !p.volatile && touches(p));
+        let torn = inner
+            .pending
+            .iter()
+            .rfind(|p| !p.volatile && !p.ingested && touches(p));
         if let Some(upto) = torn.map(|pending| pending.number) {
             inner.sync(upto);
         }
@@ -358,13 +421,14 @@ impl Disk for SimDisk {
 }
 
 impl Inner {
-    fn push(&mut self, batch: Batch, volatile: bool) {
+    fn push(&mut self, batch: Batch, volatile: bool, ingested: bool) {
         apply(Arc::make_mut(&mut self.now), &batch);
         self.written += 1;
         self.pending.push_back(Pending {
             number: self.written,
             batch,
             volatile,
+            ingested,
             flushed: false,
         });
     }

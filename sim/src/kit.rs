@@ -7,7 +7,7 @@ use bytes::Bytes;
 use polyraft_multiraft::GroupDescriptor;
 use polyraft_multiraft::env::StateMachine;
 use polyraft_store::disk::{DiskError, Pair};
-use polyraft_store::{Application, DataStateMachine, Sessions};
+use polyraft_store::{Application, DataStateMachine, Sessions, SnapshotOptions};
 
 use crate::disk::SimDisk;
 use crate::subject::Served;
@@ -109,8 +109,15 @@ impl<A: Application> WholeData for DataStateMachine<A, SimDisk> {
 /// The state machine of a store around an application: what [`Subject::open`](crate::subject::Subject::open)
 /// returns. Make the application anew at each call: what it has in memory is gone with its process.
 pub fn serve<A: Readable>(application: A, disk: &SimDisk) -> Arc<dyn Served> {
-    Arc::new(DataStateMachine::new(application, disk.clone()))
+    let machine = DataStateMachine::with_snapshots(application, disk.clone(), SNAPSHOTS);
+    Arc::new(machine)
 }
+
+/// Both ways in which snapshots wait, and more than one file, with the few keys that groups have.
+const SNAPSHOTS: SnapshotOptions = SnapshotOptions {
+    small_bytes_max: 150,
+    file_bytes: 20,
+};
 
 impl<A: Readable> Served for DataStateMachine<A, SimDisk> {
     fn query(&self, descriptor: &GroupDescriptor, query: &Bytes) -> Result<Bytes, String> {

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use polyraft_multiraft::env::conformance::Rng;
 
+use crate::bulk::{BulkId, BulkWriter};
 use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
 
 /// What is seen of writes, scans and views on an empty disk.
@@ -23,6 +24,7 @@ pub fn disk<D: Disk>(disk: &D) {
     scans_are_bounded(disk);
     scans_go_backwards(disk);
     a_view_stands_still(disk);
+    files_come_in_at_once(disk);
     write(disk, Batch::new(), Durability::Synced);
 }
 
@@ -72,6 +74,10 @@ impl Past {
                 .for_each(|w| w.certain = true);
             return;
         }
+        if rng.below(8) == 0 {
+            self.ingest(disk);
+            return;
+        }
         // What goes past the write-ahead log is of one column family.
         let (cfs, durability): (&[Cf], Durability) = match rng.below(6) {
             0 => (&[Cf::Data], Durability::Synced),
@@ -98,6 +104,31 @@ impl Past {
             cfs,
             durability,
             certain: durability == Durability::Synced,
+        });
+    }
+
+    /// One file, which is certain at once; that of the time before is gone, or not.
+    fn ingest<D: Disk>(&mut self, disk: &D) {
+        self.number += 1;
+        let id = BulkId {
+            set: self.number,
+            number: 0,
+        };
+        let file = disk.begin_bulk(Cf::Data, id);
+        let mut file = file.expect("a file on a healthy disk");
+        let (name, value) = (format!("{:06}", self.number), self.number.to_string());
+        for (key, value) in [(name.as_str(), ""), (LAST, value.as_str())] {
+            let put = file.put(key.as_bytes(), value.as_bytes());
+            put.expect("a pair of a file");
+        }
+        file.finish().expect("a file on a healthy disk");
+        let ingested = disk.ingest(Cf::Data, &[id]);
+        ingested.expect("a file on a healthy disk");
+        self.writes.push(Written {
+            number: self.number,
+            cfs: &[Cf::Data],
+            durability: Durability::Synced,
+            certain: true,
         });
     }
 
@@ -262,6 +293,57 @@ fn a_view_stands_still(disk: &impl Disk) {
     assert_eq!(all(disk, Cf::Log), "l=2");
 }
 
+fn files_come_in_at_once(disk: &impl Disk) {
+    let id = |set, number| BulkId { set, number };
+    let begin = |id| {
+        let file = disk.begin_bulk(Cf::Data, id);
+        file.expect("a file on a healthy disk")
+    };
+    let batch = ["a", "b", "c", "d", "e", "f"].map(|key| put(Cf::Data, key, "old"));
+    write(disk, batch.to_vec(), Durability::Volatile);
+    let view = disk.view();
+    for (number, keys, removed) in [(1, ["b", "bb"], ("b", "d")), (2, ["d", "e"], ("d", "e"))] {
+        let mut file = begin(id(7, number));
+        file.remove_range(removed.0.as_bytes(), removed.1.as_bytes())
+            .expect("a range that goes");
+        for key in keys {
+            file.put(key.as_bytes(), b"new").expect("a pair of a file");
+        }
+        file.finish().expect("a file on a healthy disk");
+    }
+    drop(begin(id(7, 3)));
+    assert!(begin(id(7, 3)).finish().is_err(), "a file of nothing");
+    let left = disk.bulks().expect("a list of files");
+    assert_eq!(left, [id(7, 1), id(7, 2)], "a file that was given up");
+    let before = "a=old b=old c=old d=old e=old f=old";
+    assert_eq!(all(disk, Cf::Data), before, "before it is ingested");
+    disk.remove_bulk(id(8, 1)).expect("none is there");
+    // Twice: a start that finds it half done does it again.
+    for again in ["x", "b"] {
+        let ingested = disk.ingest(Cf::Data, &[id(7, 1), id(7, 2)]);
+        assert_eq!(ingested, Ok(()), "files on a healthy disk");
+        let after = "a=old b=new bb=new d=new e=new f=old";
+        assert_eq!(all(disk, Cf::Data), after, "{again}");
+        write(
+            disk,
+            vec![put(Cf::Data, "bc", "newer")],
+            Durability::Buffered,
+        );
+        let after = "a=old b=new bb=new bc=newer d=new e=new f=old";
+        assert_eq!(all(disk, Cf::Data), after, "{again}");
+    }
+    let pairs = view.scan(Cf::Data, b"", None, 9);
+    assert_eq!(show(pairs.expect("a scan of a view")), before);
+    assert!(disk.ingest(Cf::Data, &[id(7, 1), id(7, 9)]).is_err());
+    for number in [1, 2] {
+        disk.remove_bulk(id(7, number)).expect("a healthy disk");
+    }
+    assert_eq!(disk.bulks(), Ok(Vec::new()));
+    assert_eq!(disk.get(Cf::Data, b"bb"), Ok(Some(bytes("new"))));
+    let everything = Change::DeleteRange(bytes(""), bytes("z"));
+    write(disk, vec![(Cf::Data, everything)], Durability::Synced);
+}
+
 /// A disk around another one: reads go to that; what happens to a write is up to the second part.
 #[derive(Clone, Debug)]
 pub struct Around<D, W>(pub D, pub W);
@@ -273,9 +355,72 @@ pub trait Writes<D>: Send + Sync + 'static {
     /// # Errors
     /// The disk's, or those that a test wants.
     fn write(&self, disk: &D, batch: Batch, durability: Durability) -> Result<(), DiskError>;
+    /// A file is about to be begun, finished, given up, ingested or removed.
+    ///
+    /// # Errors
+    /// Those that a test wants.
+    fn bulk(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
 }
 
-impl<D: Disk, W: Writes<D>> Disk for Around<D, W> {
+/// A file of a disk around another one.
+struct AroundBulk<F: Fn() -> Result<(), DiskError> + Send> {
+    /// None: it is finished.
+    inner: Option<Box<dyn BulkWriter>>,
+    step: F,
+}
+
+impl<F: Fn() -> Result<(), DiskError> + Send> BulkWriter for AroundBulk<F> {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), DiskError> {
+        self.inner.as_mut().map_or(Ok(()), |to| to.put(key, value))
+    }
+
+    fn remove_range(&mut self, start: &[u8], end: &[u8]) -> Result<(), DiskError> {
+        let inner = self.inner.as_mut();
+        inner.map_or(Ok(()), |to| to.remove_range(start, end))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), DiskError> {
+        (self.step)()?;
+        self.inner.take().map_or(Ok(()), BulkWriter::finish)
+    }
+}
+
+impl<F: Fn() -> Result<(), DiskError> + Send> Drop for AroundBulk<F> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take()
+            && (self.step)().is_err()
+        {
+            // Whoever is dead removes nothing.
+            std::mem::forget(inner);
+        }
+    }
+}
+
+impl<D: Disk, W: Writes<D> + Clone> Disk for Around<D, W> {
+    fn begin_bulk(&self, cf: Cf, id: BulkId) -> Result<Box<dyn BulkWriter>, DiskError> {
+        self.1.bulk()?;
+        let inner = Some(self.0.begin_bulk(cf, id)?);
+        let writes = self.1.clone();
+        let step = move || writes.bulk();
+        Ok(Box::new(AroundBulk { inner, step }))
+    }
+
+    fn ingest(&self, cf: Cf, ids: &[BulkId]) -> Result<(), DiskError> {
+        self.1.bulk()?;
+        self.0.ingest(cf, ids)
+    }
+
+    fn remove_bulk(&self, id: BulkId) -> Result<(), DiskError> {
+        self.1.bulk()?;
+        self.0.remove_bulk(id)
+    }
+
+    fn bulks(&self) -> Result<Vec<BulkId>, DiskError> {
+        self.0.bulks()
+    }
+
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
         self.1.write(&self.0, batch, durability)
     }

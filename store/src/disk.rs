@@ -13,6 +13,8 @@
 
 use bytes::Bytes;
 
+use crate::bulk::{BulkId, BulkWriter};
+
 /// The column families of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cf {
@@ -172,6 +174,26 @@ pub trait Disk: Send + Sync + 'static {
     ) -> Result<Vec<Pair>, DiskError>;
     /// A consistent state, as of now.
     fn view(&self) -> Box<dyn View>;
+    /// Begins a file of pairs for a column family, see [`bulk`](crate::bulk). One of the same name goes.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    fn begin_bulk(&self, cf: Cf, id: BulkId) -> Result<Box<dyn BulkWriter>, DiskError>;
+    /// Makes finished files part of a column family, one after the other.
+    ///
+    /// # Errors
+    /// See [`DiskError`]; nothing of them was ingested.
+    fn ingest(&self, cf: Cf, ids: &[BulkId]) -> Result<(), DiskError>;
+    /// Removes a file. What was ingested of it stays. It is no error if there is none.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    fn remove_bulk(&self, id: BulkId) -> Result<(), DiskError>;
+    /// The files that are there, finished or not, in order.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    fn bulks(&self) -> Result<Vec<BulkId>, DiskError>;
     /// Makes every volatile write of a column family that returned before this call durable.
     ///
     /// # Errors

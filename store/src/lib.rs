@@ -11,6 +11,7 @@
 //!
 //! `log` knows nothing of the payload of entries, `data` nothing of Raft. Only `rocks` names RocksDB.
 
+pub mod bulk;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod disk;
@@ -29,7 +30,8 @@ mod tables;
 
 pub use data::sessions::{self, Sessions};
 pub use data::{
-    Application, DataStateMachine, GroupTxn, Page, Room, SharedData, Span, SplitAt, pair_bytes,
+    Application, DataStateMachine, GroupTxn, Page, Room, SharedData, SnapshotOptions, Span,
+    SplitAt, pair_bytes,
 };
 #[cfg(feature = "rocksdb")]
 pub use engine::{Store, StoreOptions};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::bulk::{self, BulkFile, BulkFiles, BulkId, BulkWriter, MemoryBulk};
 use crate::disk::{Batch, Cf, Disk, DiskError, Durability, Pair, View};
 use crate::tables::Tables;
 
@@ -26,12 +27,15 @@ struct Inner {
     pending: Vec<Pending>,
     fault: Option<Fault>,
     broken: bool,
+    bulks: BulkFiles,
 }
 
 #[derive(Debug)]
 struct Pending {
     batch: Batch,
     durability: Durability,
+    /// Files that became part of a column family: certain at once.
+    ingested: bool,
     /// Volatile writes: the column families of it that were flushed since.
     flushed: Vec<Cf>,
 }
@@ -66,10 +70,11 @@ impl MemoryDisk {
         let synced = inner
             .pending
             .iter()
-            .rposition(|p| p.durability == Durability::Synced);
+            .rposition(|p| p.durability == Durability::Synced && !p.ingested);
         let mut left = keep;
         for (at, pending) in inner.pending.iter().enumerate() {
             let survives = match pending.durability {
+                _ if pending.ingested => true,
                 Durability::Volatile => false,
                 _ if synced.is_some_and(|synced| at <= synced) => true,
                 _ => {
@@ -87,6 +92,7 @@ impl MemoryDisk {
         let inner = Inner {
             now: Arc::new(tables.clone()),
             base: tables,
+            bulks: inner.bulks.clone(),
             ..Inner::default()
         };
         Self {
@@ -110,29 +116,41 @@ impl MemoryDisk {
     }
 }
 
-impl Disk for MemoryDisk {
-    fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
-        let mut inner = self.inner.lock();
-        if inner.broken {
+impl Inner {
+    /// Whether something can be written, and synced.
+    fn check(&mut self, synced: bool) -> Result<(), DiskError> {
+        if self.broken {
             return Err(DiskError::Fatal("an earlier sync failed".to_owned()));
         }
-        match inner.fault {
-            Some(Fault::Full) => return Err(DiskError::Full),
-            Some(Fault::SyncFails) if durability == Durability::Synced => {
-                inner.broken = true;
-                return Err(DiskError::Fatal("sync failed".to_owned()));
+        match self.fault {
+            Some(Fault::Full) => Err(DiskError::Full),
+            Some(Fault::SyncFails) if synced => {
+                self.broken = true;
+                Err(DiskError::Fatal("sync failed".to_owned()))
             }
-            _ => {}
+            _ => Ok(()),
         }
-        let tables = Arc::make_mut(&mut inner.now);
+    }
+
+    fn push(&mut self, batch: Batch, durability: Durability, ingested: bool) {
+        let tables = Arc::make_mut(&mut self.now);
         for (cf, change) in &batch {
             tables.apply(*cf, change);
         }
-        inner.pending.push(Pending {
+        self.pending.push(Pending {
             batch,
             durability,
+            ingested,
             flushed: Vec::new(),
         });
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), DiskError> {
+        let mut inner = self.inner.lock();
+        inner.check(durability == Durability::Synced)?;
+        inner.push(batch, durability, false);
         Ok(())
     }
 
@@ -158,6 +176,42 @@ impl Disk for MemoryDisk {
         limit: usize,
     ) -> Result<Vec<Pair>, DiskError> {
         self.inner.lock().now.scan_reverse(cf, start, end, limit)
+    }
+
+    fn begin_bulk(&self, cf: Cf, id: BulkId) -> Result<Box<dyn BulkWriter>, DiskError> {
+        let mut inner = self.inner.lock();
+        inner.check(false)?;
+        inner.bulks.insert(id, None);
+        let disk = self.clone();
+        let done = move |file: Option<BulkFile>| {
+            let mut inner = disk.inner.lock();
+            let result = inner.check(true);
+            match file {
+                Some(file) if result.is_ok() => inner.bulks.insert(id, Some(file)),
+                _ => inner.bulks.remove(&id),
+            };
+            result
+        };
+        Ok(Box::new(MemoryBulk::new(cf, done)))
+    }
+
+    fn ingest(&self, cf: Cf, ids: &[BulkId]) -> Result<(), DiskError> {
+        let mut inner = self.inner.lock();
+        inner.check(true)?;
+        let batch = bulk::changes(&inner.bulks, cf, ids)?;
+        inner.push(batch, Durability::Synced, true);
+        Ok(())
+    }
+
+    fn remove_bulk(&self, id: BulkId) -> Result<(), DiskError> {
+        let mut inner = self.inner.lock();
+        inner.check(false)?;
+        inner.bulks.remove(&id);
+        Ok(())
+    }
+
+    fn bulks(&self) -> Result<Vec<BulkId>, DiskError> {
+        Ok(self.inner.lock().bulks.keys().copied().collect())
     }
 
     fn view(&self) -> Box<dyn View> {

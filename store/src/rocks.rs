@@ -4,6 +4,8 @@
 //! notes: a full disk either fails a write or blocks it for as long as it stays full, hence the writer
 //! has a thread of its own; after a failed sync the engine refuses every write until it is reopened.
 
+mod bulk;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +16,8 @@ use rocksdb::{
     WriteOptions,
 };
 
+use self::bulk::BulkDir;
+use crate::bulk::{BulkId, BulkWriter};
 use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair, View};
 
 /// Sizes of a RocksDB instance.
@@ -44,6 +48,7 @@ impl Default for RocksOptions {
 #[derive(Clone)]
 pub struct RocksDisk {
     db: Arc<DB>,
+    bulks: BulkDir,
 }
 
 impl std::fmt::Debug for RocksDisk {
@@ -53,6 +58,10 @@ impl std::fmt::Debug for RocksDisk {
             .finish()
     }
 }
+
+/// Reads look at all range tombstones of a memtable, and sort them anew after each one that comes: so many
+/// and it is written out.
+const RANGES_MAX: [(&str, &str); 1] = [("memtable_max_range_deletions", "1000")];
 
 impl RocksDisk {
     /// Opens or creates the database in `path`.
@@ -73,7 +82,16 @@ impl RocksDisk {
             }
             translate(&error)
         })?;
-        Ok(Self { db: Arc::new(db) })
+        let this = Self {
+            db: Arc::new(db),
+            bulks: BulkDir::open(path)?,
+        };
+        // No setter: what is set by name can be changed at any time.
+        let family = this.family(Cf::Data)?;
+        let set = this.db.set_options_cf(&family, &RANGES_MAX);
+        set.map_err(|error| translate(&error))?;
+        drop(family);
+        Ok(this)
     }
 
     fn family(&self, cf: Cf) -> Result<Arc<BoundColumnFamily<'_>>, DiskError> {
@@ -244,6 +262,22 @@ impl Disk for RocksDisk {
         let family = self.family(cf)?;
         let iterator = self.db.iterator_cf_opt(&family, read, IteratorMode::End);
         pairs(iterator, limit)
+    }
+
+    fn begin_bulk(&self, _cf: Cf, id: BulkId) -> Result<Box<dyn BulkWriter>, DiskError> {
+        self.bulks.begin(id)
+    }
+
+    fn ingest(&self, cf: Cf, ids: &[BulkId]) -> Result<(), DiskError> {
+        self.bulks.ingest(&self.db, &self.family(cf)?, ids)
+    }
+
+    fn remove_bulk(&self, id: BulkId) -> Result<(), DiskError> {
+        self.bulks.remove(id)
+    }
+
+    fn bulks(&self) -> Result<Vec<BulkId>, DiskError> {
+        self.bulks.list()
     }
 
     fn view(&self) -> Box<dyn View> {

@@ -12,6 +12,7 @@ use polyraft_core::{Entry, EntryId, EntryKind, Index, ReplicaId, Term};
 use polyraft_multiraft::GroupId;
 use polyraft_multiraft::env::conformance::LogModel;
 use polyraft_multiraft::env::{Lifecycle, LogBatch, LogEngine, LogError, LogSection};
+use polyraft_store::bulk::{BulkId, BulkWriter};
 use polyraft_store::disk::{Batch, Cf, Disk, DiskError, Durability, Pair, View};
 use polyraft_store::{LogOptions, MemoryDisk, RaftLog};
 use shuttle::rand::{Rng, thread_rng};
@@ -71,6 +72,22 @@ impl Disk for Stepping {
     ) -> Result<Vec<Pair>, DiskError> {
         self.step();
         self.disk.scan_reverse(cf, start, end, limit)
+    }
+
+    fn begin_bulk(&self, cf: Cf, id: BulkId) -> Result<Box<dyn BulkWriter>, DiskError> {
+        self.disk.begin_bulk(cf, id)
+    }
+
+    fn ingest(&self, cf: Cf, ids: &[BulkId]) -> Result<(), DiskError> {
+        self.disk.ingest(cf, ids)
+    }
+
+    fn remove_bulk(&self, id: BulkId) -> Result<(), DiskError> {
+        self.disk.remove_bulk(id)
+    }
+
+    fn bulks(&self) -> Result<Vec<BulkId>, DiskError> {
+        self.disk.bulks()
     }
 
     fn view(&self) -> Box<dyn View> {

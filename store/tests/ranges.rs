@@ -12,7 +12,9 @@ use polyraft_multiraft::env::{
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, KeyRange};
 use polyraft_store::conformance::{Around, Writes};
 use polyraft_store::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair};
-use polyraft_store::{Application, DataStateMachine, GroupTxn, MemoryDisk, SplitAt};
+use polyraft_store::{
+    Application, DataStateMachine, GroupTxn, MemoryDisk, SnapshotOptions, SplitAt,
+};
 
 /// Commands: `key=value` sets, `-key` removes, `#` counts in a local value. What is split off, or taken
 /// in, says in a local value which keys the hook saw.
@@ -356,6 +358,14 @@ impl Writes<MemoryDisk> for Dying {
             Err(_) => Err(DiskError::Fatal("the power is gone".to_owned())),
         }
     }
+
+    fn bulk(&self) -> Result<(), DiskError> {
+        let one_less = |left: usize| left.checked_sub(1);
+        match self.0.fetch_update(Relaxed, Relaxed, one_less) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(DiskError::Fatal("the power is gone".to_owned())),
+        }
+    }
 }
 
 fn dying(disk: MemoryDisk, writes: usize) -> Around<MemoryDisk, Dying> {
@@ -363,9 +373,9 @@ fn dying(disk: MemoryDisk, writes: usize) -> Around<MemoryDisk, Dying> {
 }
 
 /// Three neighbours, and a snapshot of the first that contains them all.
-fn about_to_subsume() -> (MemoryDisk, StagedSnapshot, [AppliedState; 3]) {
+fn about_to_subsume(snapshots: SnapshotOptions) -> (MemoryDisk, StagedSnapshot, [AppliedState; 3]) {
     let disk = MemoryDisk::new();
-    let machine = DataStateMachine::new(Toy, disk.clone());
+    let machine = DataStateMachine::with_snapshots(Toy, disk.clone(), snapshots);
     let (left, right) = neighbours(&machine);
     machine.create(&state(3, "z", "zz", 0, 2)).unwrap();
     let third = state(3, "z", "zz", 0, 4);
@@ -378,11 +388,23 @@ fn about_to_subsume() -> (MemoryDisk, StagedSnapshot, [AppliedState; 3]) {
     (disk, staged, [left, right, third])
 }
 
+/// Every snapshot waits in several files.
+const IN_FILES: SnapshotOptions = SnapshotOptions {
+    small_bytes_max: 0,
+    file_bytes: 12,
+};
+
 #[test]
 fn a_snapshot_that_subsumes_neighbours_is_installed_as_one_at_any_crash() {
+    subsumed_as_one(SnapshotOptions::default());
+    subsumed_as_one(IN_FILES);
+}
+
+fn subsumed_as_one(snapshots: SnapshotOptions) {
     let mut outcomes = [0, 0];
     for writes in 0.. {
-        let (disk, staged, before) = about_to_subsume();
+        let (disk, staged, before) = about_to_subsume(snapshots);
+        assert_eq!(disk.bulks().unwrap().len() > 1, snapshots.file_bytes == 12);
         let done = DataStateMachine::new(Toy, dying(disk.clone(), writes))
             .restore(&staged)
             .is_ok();
@@ -409,6 +431,7 @@ fn a_snapshot_that_subsumes_neighbours_is_installed_as_one_at_any_crash() {
                     assert_eq!(machine.merged().unwrap(), []);
                     assert_eq!(all, "a=1 b=1 m=1 n=1");
                 }
+                assert_eq!(disk.bulks().unwrap(), []);
                 outcomes[usize::from(new)] += 1;
             }
         }
@@ -422,7 +445,7 @@ fn a_snapshot_that_subsumes_neighbours_is_installed_as_one_at_any_crash() {
 #[test]
 fn who_is_subsumed_is_not_there_while_it_happens() {
     for writes in 3.. {
-        let (disk, staged, [_, right, _]) = about_to_subsume();
+        let (disk, staged, [_, right, _]) = about_to_subsume(IN_FILES);
         let done = DataStateMachine::new(Toy, dying(disk.clone(), writes))
             .restore(&staged)
             .is_ok();

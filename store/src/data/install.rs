@@ -12,12 +12,11 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_core::planted;
 use polyraft_multiraft::env::{StagedSnapshot, StateMachineError};
-use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
+use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, KeyRange};
 
 use super::application::Application;
-use super::snapshot::{
-    damaged, decode, remove_staged, staged_chunk, staged_state, staged_tokens, translate,
-};
+use super::snapshot::{damaged, decode, translate};
+use super::staging::{self, Staged, staged_chunk};
 use super::state::put_state;
 use super::sweep::{self, Past};
 use super::{DataStateMachine, ranges};
@@ -100,52 +99,54 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
 
     /// Removes whatever is staged; nobody waits for it.
     pub(super) fn remove_leftovers(&self) -> Result<(), StateMachineError> {
-        let mut batch = Batch::new();
-        for token in staged_tokens(&self.disk).map_err(translate)? {
-            batch.push(remove_staged(token));
+        for token in staging::tokens(&self.disk).map_err(translate)? {
+            staging::remove_leftover(&self.disk, token).map_err(translate)?;
             self.above_token(token);
         }
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.disk
-            .write(batch, Durability::Buffered)
-            .map_err(translate)
+        Ok(())
     }
 
     /// Replaces the group's data by what is staged. Can be repeated from the start at any moment until
     /// the last batch, which makes the new state known and removes the marker.
     fn install(&self, group: GroupId, marker: &Marker) -> Result<(), StateMachineError> {
         let token = marker.token;
-        let Some((chunks, state)) = staged_state(&self.disk, token).map_err(translate)? else {
+        let Some(staged) = Staged::load(&self.disk, token).map_err(translate)? else {
             return Err(StateMachineError::Fatal(format!(
                 "staged snapshot {token} is not there"
             )));
         };
+        let state = &staged.state;
         if state.descriptor.group != group {
             return Err(damaged(group, "what is staged is of another group"));
         }
-        let mut batch = self.removals(&state, &marker.subsumes)?;
+        let mut batch = self.removals(&staged, &marker.subsumes)?;
         if planted!(RestoreKeepsOldKeys) {
             batch.clear();
         }
         self.disk
             .write(batch, Durability::Buffered)
             .map_err(translate)?;
-        for chunk in 0..chunks {
-            self.install_chunk(token, chunk, &state.descriptor)?;
+        if staged.files > 0 {
+            self.disk
+                .ingest(Cf::Data, &staged.ids(token))
+                .map_err(translate)?;
+        }
+        for chunk in 0..staged.chunks {
+            self.install_chunk(token, chunk.into(), &state.descriptor)?;
         }
         let mut batch = Batch::new();
-        put_state(&state, true, &mut batch);
+        put_state(state, true, &mut batch);
         batch.push((
             Cf::Data,
             Change::Delete(keys::local(group, Local::Installing, b"")),
         ));
         batch.extend(marker.subsumes.iter().map(|right| ranges::merged(*right)));
-        batch.push(remove_staged(token));
+        batch.extend(staged.removal(token));
         self.disk
             .write(batch, Durability::Synced)
-            .map_err(translate)
+            .map_err(translate)?;
+        staged.remove_files(&self.disk, token);
+        Ok(())
     }
 
     fn install_chunk(
@@ -174,24 +175,28 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
     }
 
     /// Everything that must be gone before the new data comes, but the marker.
-    fn removals(
-        &self,
-        state: &AppliedState,
-        subsumes: &[GroupId],
-    ) -> Result<Batch, StateMachineError> {
+    fn removals(&self, staged: &Staged, subsumes: &[GroupId]) -> Result<Batch, StateMachineError> {
+        let (state, mut batch) = (&staged.state, Batch::new());
         let group = state.descriptor.group;
-        let mut batch = Batch::new();
+        let after = &state.descriptor.range;
+        // Files replace what is in the range of the snapshot, and nothing else.
+        let replaced = |before: &AppliedState| {
+            let range = &before.descriptor.range;
+            staged.files > 0 && within(range.as_ref(), after.as_ref())
+        };
         let before = self.load(group)?;
-        self.remove_group(group, before.as_ref(), &mut batch)?;
-        let is_same = |b: &AppliedState| b.descriptor.range == state.descriptor.range;
-        if !before.is_some_and(|before| is_same(&before)) {
+        let keys = before.as_ref().filter(|before| !replaced(before));
+        self.remove_group(group, keys, &mut batch)?;
+        let same = before.is_some_and(|before| before.descriptor.range == *after);
+        if staged.files == 0 && !same {
             // What nobody has had is as it looks.
             sweep::remove_keys(&self.disk, &state.descriptor, Past::Seen, &mut batch)
                 .map_err(translate)?;
         }
         for right in subsumes {
             let before = self.load(*right)?;
-            self.remove_group(*right, before.as_ref(), &mut batch)?;
+            let keys = before.as_ref().filter(|before| !replaced(before));
+            self.remove_group(*right, keys, &mut batch)?;
             batch.push((
                 Cf::Data,
                 Change::Delete(keys::local(*right, Local::Installing, b"")),
@@ -201,7 +206,7 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
     }
 
     /// Removes everything of a group that is there, or of one that is not quite, but the marker of an
-    /// installation.
+    /// installation. Without a state its keys stay.
     pub(super) fn remove_group(
         &self,
         group: GroupId,
@@ -218,6 +223,19 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         }
         Ok(())
     }
+}
+
+/// Whether all keys of a range lie in another one.
+fn within(range: Option<&KeyRange>, whole: Option<&KeyRange>) -> bool {
+    let (Some(range), Some(whole)) = (range, whole) else {
+        return false;
+    };
+    let ends = match (&range.end, &whole.end) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(end), Some(last)) => end <= last,
+    };
+    whole.start <= range.start && ends
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod ranges;
 mod reads;
 pub mod sessions;
 mod snapshot;
+mod staging;
 mod state;
 mod sweep;
 mod txn;
@@ -40,7 +41,9 @@ use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
 pub use self::application::{Application, SplitAt};
 pub use self::pages::{Page, Room, Span, pair_bytes};
 use self::ranges::{Changing, Turn};
-use self::snapshot::{Sink, Source, damaged, remove_staged, translate};
+use self::snapshot::{Source, damaged, translate};
+pub use self::staging::SnapshotOptions;
+use self::staging::{Sink, Staged};
 use self::state::{put_state, read_state};
 use self::sweep::{Past, Unflushed};
 pub use self::txn::GroupTxn;
@@ -54,16 +57,23 @@ pub struct DataStateMachine<A, D> {
     disk: D,
     next_token: AtomicU64,
     unflushed: Unflushed,
+    snapshots: SnapshotOptions,
 }
 
 impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
     /// A state machine on `disk`.
     pub fn new(application: A, disk: D) -> Self {
+        Self::with_snapshots(application, disk, SnapshotOptions::default())
+    }
+
+    /// A state machine on `disk` whose snapshots wait as `snapshots` says.
+    pub fn with_snapshots(application: A, disk: D, snapshots: SnapshotOptions) -> Self {
         Self {
             application,
             disk,
             next_token: AtomicU64::new(1),
             unflushed: Unflushed::default(),
+            snapshots,
         }
     }
 
@@ -253,14 +263,8 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
 
     fn stage(&self, state: &AppliedState) -> Result<Box<dyn SnapshotSink>, StateMachineError> {
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(Sink {
-            disk: self.disk.clone(),
-            token,
-            state: state.clone(),
-            chunks: 0,
-            bytes: 0,
-            finished: false,
-        }))
+        let sink = Sink::new(self.disk.clone(), self.snapshots, token, state.clone());
+        Ok(Box::new(sink))
     }
 
     fn restore(&self, staged: &StagedSnapshot) -> Result<(), StateMachineError> {
@@ -268,10 +272,17 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
     }
 
     fn discard(&self, staged: &StagedSnapshot) {
-        let batch = vec![remove_staged(staged.token)];
-        if let Err(error) = self.disk.write(batch, Durability::Buffered) {
-            // It is removed at the next start.
-            tracing::warn!(token = staged.token, %error, "cannot remove a staged snapshot");
+        match Staged::load(&self.disk, staged.token) {
+            Ok(Some(found)) => {
+                found.remove_chunks(&self.disk, staged.token);
+                found.remove_files(&self.disk, staged.token);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                // It is removed at the next start.
+                let token = staged.token;
+                tracing::warn!(token, %error, "cannot remove a staged snapshot");
+            }
         }
     }
 

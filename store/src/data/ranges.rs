@@ -1,7 +1,8 @@
 //! Ranges that change hands, in the batch of the turn in which they do.
 //!
 //! # Invariants
-//! * Commands of the turn see the group as it was before the change, the application's hooks as it is after it.
+//! * Commands of the turn see the group as it was before the change, the application's hooks as it is
+//!   after it.
 //! * A key that the turn wrote goes to whoever has it after the change, or nowhere.
 //! * What is removed by range holds no key that the same batch writes: the order of the two is of no
 //!   importance.

@@ -1,15 +1,15 @@
-//! Snapshots of a group's data: read from a consistent view, staged, installed.
+//! Snapshots of a group's data: read from a consistent view, in chunks.
 //!
 //! A chunk is `version u8 = 1 | (space u8 | key length u32 | key | value length u32 | value) * |
 //! crc32`, where space 1 is the user's keys, 2 what the application keeps beside them and 3 the
 //! sessions of clients. A chunk stands for itself: damage is found in the chunk that has it.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_multiraft::env::{SnapshotSink, SnapshotSource, StagedSnapshot, StateMachineError};
+use polyraft_multiraft::env::{SnapshotSource, StateMachineError};
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
 
 use super::txn::user_bounds;
-use crate::disk::{Batch, Cf, Change, Disk, DiskError, Durability, View};
+use crate::disk::{Batch, Cf, Change, DiskError, View};
 use crate::keys::{self, Local};
 
 const VERSION: u8 = 1;
@@ -55,9 +55,8 @@ impl SnapshotSource for Source {
     }
 
     fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Bytes>, StateMachineError> {
-        let mut out = BytesMut::new();
-        out.put_u8(VERSION);
-        while out.len() < max_bytes {
+        let mut chunk = Chunk::default();
+        while chunk.len() < max_bytes {
             let Some((space, start, end, prefix)) = self.spaces.last_mut() else {
                 break;
             };
@@ -68,32 +67,73 @@ impl SnapshotSource for Source {
             let full = page.len() == PAGE;
             let mut read_all = true;
             for (key, value) in page {
-                if out.len() >= max_bytes {
+                if chunk.len() >= max_bytes {
                     read_all = false;
                     break;
                 }
-                put_pair(&mut out, *space, &key[*prefix..], &value);
+                chunk.put_pair(*space, &key[*prefix..], &value);
                 *start = keys::after(&key);
             }
             if read_all && !full {
                 self.spaces.pop();
             }
         }
-        if out.len() == 1 {
-            return Ok(None);
-        }
-        let checksum = crc32fast::hash(&out);
-        out.put_u32(checksum);
-        Ok(Some(out.freeze()))
+        Ok(chunk.finish())
     }
 }
 
-fn put_pair(out: &mut BytesMut, space: u8, key: &[u8], value: &[u8]) {
-    out.put_u8(space);
-    out.put_u32(u32::try_from(key.len()).expect("keys are bounded"));
-    out.put_slice(key);
-    out.put_u32(u32::try_from(value.len()).expect("values are bounded"));
-    out.put_slice(value);
+/// A chunk that is being written.
+#[derive(Debug, Default)]
+pub(super) struct Chunk(BytesMut);
+
+impl Chunk {
+    fn len(&self) -> usize {
+        self.0.len().max(1)
+    }
+
+    pub(super) fn put(&mut self, item: &Item) {
+        self.put_pair(item.space, &item.name, &item.value);
+    }
+
+    fn put_pair(&mut self, space: u8, name: &[u8], value: &[u8]) {
+        let out = &mut self.0;
+        if out.is_empty() {
+            out.put_u8(VERSION);
+        }
+        out.put_u8(space);
+        out.put_u32(u32::try_from(name.len()).expect("keys are bounded"));
+        out.put_slice(name);
+        out.put_u32(u32::try_from(value.len()).expect("values are bounded"));
+        out.put_slice(value);
+    }
+
+    /// None if nothing is in it.
+    pub(super) fn finish(mut self) -> Option<Bytes> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let checksum = crc32fast::hash(&self.0);
+        self.0.put_u32(checksum);
+        Some(self.0.freeze())
+    }
+}
+
+/// A pair in a chunk.
+#[derive(Debug)]
+pub(super) struct Item {
+    space: u8,
+    /// Its key as it is in the chunk.
+    name: Bytes,
+    /// Where it stands in the column family.
+    pub(super) key: Bytes,
+    pub(super) value: Bytes,
+}
+
+impl Item {
+    /// Whether it is one of the user's keys.
+    pub(super) const fn is_user(&self) -> bool {
+        self.space == USER
+    }
 }
 
 /// The changes that a chunk makes to the data of its group.
@@ -102,6 +142,16 @@ pub(super) fn decode(
     descriptor: &GroupDescriptor,
     batch: &mut Batch,
 ) -> Result<(), &'static str> {
+    let puts = items(chunk, descriptor)?.into_iter();
+    batch.extend(puts.map(|item| (Cf::Data, Change::Put(item.key, item.value))));
+    Ok(())
+}
+
+/// The pairs in a chunk.
+pub(super) fn items(
+    chunk: &Bytes,
+    descriptor: &GroupDescriptor,
+) -> Result<Vec<Item>, &'static str> {
     let Some((body, checksum)) = chunk.split_last_chunk::<4>() else {
         return Err("cut short");
     };
@@ -112,20 +162,26 @@ pub(super) fn decode(
     if !at.has_remaining() || at.get_u8() != VERSION {
         return Err("unknown version");
     }
+    let mut items = Vec::new();
     while at.has_remaining() {
         let space = at.get_u8();
-        let (key, value) = (take(&mut at)?, take(&mut at)?);
+        let (name, value) = (take(&mut at)?, take(&mut at)?);
         let key = match (space, &descriptor.range) {
-            (SESSION, _) => keys::local(descriptor.group, Local::Session, &key),
-            (APPLICATION, _) => keys::local(descriptor.group, Local::Application, &key),
-            (USER, None) => keys::local(descriptor.group, Local::Private, &key),
-            (USER, Some(range)) if range.contains(&key) => keys::user(&key),
+            (SESSION, _) => keys::local(descriptor.group, Local::Session, &name),
+            (APPLICATION, _) => keys::local(descriptor.group, Local::Application, &name),
+            (USER, None) => keys::local(descriptor.group, Local::Private, &name),
+            (USER, Some(range)) if range.contains(&name) => keys::user(&name),
             (USER, Some(_)) => return Err("a key outside of the range"),
             _ => return Err("unknown key space"),
         };
-        batch.push((Cf::Data, Change::Put(key, value)));
+        items.push(Item {
+            space,
+            name,
+            key,
+            value,
+        });
     }
-    Ok(())
+    Ok(items)
 }
 
 fn take(at: &mut Bytes) -> Result<Bytes, &'static str> {
@@ -138,130 +194,6 @@ fn take(at: &mut Bytes) -> Result<Bytes, &'static str> {
     } else {
         Ok(at.split_to(len))
     }
-}
-
-/// Receives chunks into the column family `meta`, where they wait under a token.
-pub(super) struct Sink<D: Disk> {
-    pub(super) disk: D,
-    pub(super) token: u64,
-    pub(super) state: AppliedState,
-    pub(super) chunks: u64,
-    pub(super) bytes: u64,
-    pub(super) finished: bool,
-}
-
-impl<D: Disk> SnapshotSink for Sink<D> {
-    fn write(&mut self, chunk: Bytes) -> Result<(), StateMachineError> {
-        let group = self.state.descriptor.group;
-        // Refused now rather than when the old data is gone.
-        decode(&chunk, &self.state.descriptor, &mut Batch::new()).map_err(|why| {
-            StateMachineError::Group {
-                group,
-                reason: format!("chunk: {why}"),
-            }
-        })?;
-        self.bytes += chunk.len() as u64;
-        let key = staged_chunk(self.token, self.chunks);
-        self.chunks += 1;
-        let change = vec![(Cf::Meta, Change::Put(key, chunk))];
-        self.disk
-            .write(change, Durability::Buffered)
-            .map_err(translate)
-    }
-
-    fn finish(mut self: Box<Self>) -> Result<StagedSnapshot, StateMachineError> {
-        let mut value = BytesMut::new();
-        value.put_u64(self.chunks);
-        value.put_slice(&self.state.encode());
-        let key = staged_chunk(self.token, u64::MAX);
-        let change = vec![(Cf::Meta, Change::Put(key, value.freeze()))];
-        self.disk
-            .write(change, Durability::Synced)
-            .map_err(translate)?;
-        self.finished = true;
-        let (token, state, bytes) = (self.token, self.state.clone(), self.bytes);
-        Ok(StagedSnapshot {
-            token,
-            state,
-            bytes,
-            subsumes: Vec::new(),
-        })
-    }
-}
-
-impl<D: Disk> Drop for Sink<D> {
-    fn drop(&mut self) {
-        if self.finished || self.chunks == 0 {
-            return;
-        }
-        // Else transfers that break off again and again fill the disk until the next start.
-        let batch = vec![remove_staged(self.token)];
-        if let Err(error) = self.disk.write(batch, Durability::Buffered) {
-            tracing::warn!(token = self.token, %error, "cannot remove an unfinished snapshot");
-        }
-    }
-}
-
-const STAGED: &[u8] = b"staged/";
-/// Past every key that begins with it.
-const STAGED_END: &[u8] = b"staged0";
-
-/// The key of a chunk; the last possible one holds the number of chunks and the state.
-pub(super) fn staged_chunk(token: u64, chunk: u64) -> Bytes {
-    let mut key = BytesMut::from(STAGED);
-    key.put_u64(token);
-    key.put_u64(chunk);
-    key.freeze()
-}
-
-/// Everything under a token goes.
-pub(super) fn remove_staged(token: u64) -> (Cf, Change) {
-    let after = token.checked_add(1);
-    let end = after.map_or(Bytes::from_static(STAGED_END), |after| {
-        staged_chunk(after, 0)
-    });
-    (Cf::Meta, Change::DeleteRange(staged_chunk(token, 0), end))
-}
-
-/// The tokens of everything that is staged.
-pub(super) fn staged_tokens(disk: &impl Disk) -> Result<Vec<u64>, DiskError> {
-    let (mut tokens, mut start) = (Vec::new(), staged_chunk(0, 0));
-    while let Some((key, _)) = disk.scan(Cf::Meta, &start, Some(STAGED_END), 1)?.pop() {
-        let Some(token) = key
-            .get(STAGED.len()..)
-            .and_then(|rest| rest.first_chunk::<8>())
-        else {
-            return Err(DiskError::Corrupt(
-                "a staged snapshot has a malformed key".to_owned(),
-            ));
-        };
-        let token = u64::from_be_bytes(*token);
-        tokens.push(token);
-        let Some(after) = token.checked_add(1) else {
-            break;
-        };
-        start = staged_chunk(after, 0);
-    }
-    Ok(tokens)
-}
-
-/// What is staged under a token: the number of chunks and the state; none if it is not complete.
-pub(super) fn staged_state(
-    disk: &impl Disk,
-    token: u64,
-) -> Result<Option<(u64, AppliedState)>, DiskError> {
-    let Some(mut value) = disk.get(Cf::Meta, &staged_chunk(token, u64::MAX))? else {
-        return Ok(None);
-    };
-    if value.len() < 8 {
-        return Err(DiskError::Corrupt(
-            "a staged snapshot is cut short".to_owned(),
-        ));
-    }
-    let chunks = value.get_u64();
-    let state = AppliedState::decode(&value)
-        .map_err(|error| DiskError::Corrupt(format!("a staged snapshot: {error}")))?;
-    Ok(Some((chunks, state)))
 }
 
 pub(super) fn translate(error: DiskError) -> StateMachineError {
