@@ -77,9 +77,7 @@ impl Application for Plain {
     /// router that was behind; it must not reach the transaction, which treats it as a bug.
     fn refuse(&self, descriptor: &GroupDescriptor, command: &env::Command) -> Option<Bytes> {
         let range = descriptor.range.as_ref()?;
-        let command = Command::decode(&command.data)?;
-        let within = command.keys().all(|key| range.contains(key));
-        (!within).then(|| Reply::OutOfRange.encode())
+        Command::is_outside(&command.data, range).then(|| Reply::OutOfRange.encode())
     }
 }
 

@@ -15,6 +15,7 @@
 //! malformed command gets the same reply everywhere and changes nothing.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft_multiraft::KeyRange;
 use polyraft_store::sessions::{Envelope, Once, SessionReply};
 
 const VERSION: u8 = 1;
@@ -73,6 +74,22 @@ impl Command {
             conditions,
             mutations,
         })
+    }
+
+    /// Whether the command in an entry names a key outside of `range`; a malformed one names none. It
+    /// is asked of every command on every replica, so it allocates nothing.
+    #[must_use]
+    pub(super) fn is_outside(bytes: &[u8], range: &KeyRange) -> bool {
+        let mut outside = false;
+        let mut rest = bytes;
+        let mut each = |key: &[u8]| outside |= !range.contains(key);
+        let mut walk = || {
+            (rest.try_get_u8().ok()? == VERSION).then_some(())?;
+            walk_pairs(&mut rest, &mut each)?;
+            walk_pairs(&mut rest, &mut each)
+        };
+        let walked = walk().is_some();
+        walked && rest.is_empty() && outside
     }
 
     /// The bytes for an entry of a command that counts once.
@@ -169,6 +186,26 @@ fn take_pairs(rest: &mut Bytes) -> Option<Vec<Pair>> {
     (0..count).map(|_| take_pair(rest)).collect()
 }
 
+/// The keys of pairs.
+fn walk_pairs(rest: &mut &[u8], each: &mut impl FnMut(&[u8])) -> Option<()> {
+    for _ in 0..rest.try_get_u32().ok()? {
+        each(walk_bytes(rest)?);
+        match rest.try_get_u8().ok()? {
+            0 => {}
+            1 => {
+                walk_bytes(rest)?;
+            }
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+fn walk_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = rest.try_get_u32().ok()? as usize;
+    rest.split_off(..length)
+}
+
 fn take_pair(rest: &mut Bytes) -> Option<Pair> {
     let key = take_bytes(rest)?;
     let value = match rest.try_get_u8().ok()? {
@@ -228,6 +265,45 @@ mod tests {
             Command::decode(&Bytes::from_static(b"\x01\xff\xff\xff\xff")),
             None
         );
+    }
+
+    #[test]
+    fn who_looks_for_keys_outside_sees_those_of_the_command() {
+        let range = |start: &'static str, end: Option<&'static str>| KeyRange {
+            start: Bytes::from_static(start.as_bytes()),
+            end: end.map(|end| Bytes::from_static(end.as_bytes())),
+        };
+        let ranges = [
+            range("", None),
+            range("", Some("b")),
+            range("a", None),
+            range("", Some("ba")),
+            range("b", Some("c")),
+        ];
+        let whole = command().encode();
+        let mut cases: Vec<Bytes> = (0..=whole.len()).map(|n| whole.slice(..n)).collect();
+        for at in 0..whole.len() {
+            for bits in [1, 2, 0xff] {
+                let mut other = whole.to_vec();
+                other[at] ^= bits;
+                cases.push(other.into());
+            }
+        }
+        let mut outside = [0, 0];
+        for (case, range) in cases
+            .iter()
+            .flat_map(|c| ranges.iter().map(move |r| (c, r)))
+        {
+            let command = Command::decode(case);
+            let expected = command.is_some_and(|c| c.keys().any(|key| !range.contains(key)));
+            assert_eq!(
+                Command::is_outside(case, range),
+                expected,
+                "{case:?} {range:?}"
+            );
+            outside[usize::from(expected)] += 1;
+        }
+        assert!(outside[0] > 9 && outside[1] > 9, "{outside:?}");
     }
 
     #[test]

@@ -91,7 +91,8 @@ pub struct GetResponse {
 /// its 4096 sessions used last; a write of one that it does not know (any more) is refused as "session-expired".
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Session {
-    /// Drawn at random by the client, not 0; no two clients may draw the same.
+    /// Drawn at random, not 0, for each session: no two sessions may have the same, whatever the groups that they are
+    /// with, since groups split and merge and their sessions with them.
     #[prost(fixed64, tag = "1")]
     pub client: u64,
     /// An index that the group's log had reached when the session began, from the header of any answer of the group; 0 if
