@@ -1,9 +1,12 @@
 //! Whole stores in one process, whose ranges change while clients use them.
 
 use std::num::NonZeroU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange, SplitPiece};
+use polyraft_multiraft::{
+    GroupDescriptor, GroupId, KeyRange, MergeAnswer, MergeStep, Merging, Reject, Responder,
+    SplitPiece,
+};
 use polyraft_store::sessions::Session;
 use tempfile::TempDir;
 
@@ -176,6 +179,100 @@ async fn split(stores: &[One], key: &[u8], new: u64) -> Vec<GroupDescriptor> {
     }
 }
 
+/// The group that has the keys right before `key`, as far as any store has applied; the latest one.
+fn group_before(stores: &[One], key: &[u8]) -> Option<GroupId> {
+    let has = |one: &GroupDescriptor| {
+        let range = one.range.as_ref()?;
+        let reaches = range.end.as_ref().is_none_or(|end| *end >= key);
+        (range.start < key && reaches).then_some((one.epoch.range, one.group))
+    };
+    let all = stores
+        .iter()
+        .flat_map(|one| one.server().handle.descriptors());
+    let latest = all.filter_map(|descriptor| has(&descriptor)).max();
+    latest.map(|(_, group)| group)
+}
+
+/// A group as its leader sees it.
+async fn look(stores: &[One], group: GroupId) -> MergeAnswer {
+    for one in stores {
+        let server = one.server();
+        let look = |respond| server.handle.look(group, respond);
+        if let Ok(seen) = server.ask(group.0, call(), look).await {
+            return MergeAnswer::Seen((*seen).clone());
+        }
+    }
+    let present = |one: &One| one.server().handle.summary(group).is_some();
+    match stores.iter().any(present) {
+        true => MergeAnswer::Failed,
+        false => MergeAnswer::Gone,
+    }
+}
+
+/// What somebody says whose group it is, if anybody leads it.
+async fn ask_leader<T: Send + 'static>(
+    stores: &[One],
+    group: GroupId,
+    ask: impl FnOnce(&HostHandle, Responder<Result<T, Reject>>),
+) -> MergeAnswer {
+    let leader = stores
+        .iter()
+        .map(One::server)
+        .find(|one| one.leads(group.0));
+    let Some(leader) = leader else {
+        return MergeAnswer::Failed;
+    };
+    let ask = |respond| ask(&leader.handle, respond);
+    match leader.ask(group.0, call(), ask).await {
+        Ok(_) => MergeAnswer::Done,
+        Err(_) => MergeAnswer::Failed,
+    }
+}
+
+/// Merges the two ranges that touch at `key`, behind the back of every router and client.
+async fn merge(stores: &[One], key: &[u8]) {
+    let begun = Instant::now();
+    let after = [key, b"\0"].concat();
+    let (left, right) = loop {
+        if let (Some(left), Some(right)) = (group_before(stores, key), group_before(stores, &after))
+            && left != right
+        {
+            break (left, right);
+        }
+        assert!(begun.elapsed() < PATIENCE, "no ranges touch at {key:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let mut merging = Merging::new(left, right, Bytes::copy_from_slice(key));
+    loop {
+        let answer = match merging.next() {
+            MergeStep::Done(result) => break drop(result.expect("nobody is in its way")),
+            MergeStep::Look(group) => look(stores, group).await,
+            MergeStep::LookBefore(key) => match group_before(stores, &key) {
+                Some(group) => look(stores, group).await,
+                None => MergeAnswer::Failed,
+            },
+            MergeStep::Propose { group, command } => {
+                let propose = |host: &HostHandle, respond| {
+                    host.change_range(group, command, respond);
+                };
+                ask_leader(stores, group, propose).await
+            }
+            MergeStep::Settle { group, at } => {
+                let settled = |host: &HostHandle, respond| host.settled(group, at, respond);
+                ask_leader(stores, group, settled).await
+            }
+        };
+        if answer == MergeAnswer::Failed {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        merging.on(answer);
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "no merge at {key:?}: {merging:?}"
+        );
+    }
+}
+
 fn key(writer: u64, n: u64) -> Bytes {
     // Neighbours in time are far from each other.
     let place = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56;
@@ -197,9 +294,9 @@ async fn put(client: &Client, key: Bytes, value: Bytes) -> ResponseHeader {
 
 /// Writes until it is told to stop, reads everything back at once and later, and returns how many
 /// keys it has written.
-async fn write(client: Client, writer: u64, stop: Arc<AtomicBool>) -> u64 {
+async fn write(client: Client, writer: u64, shared: Arc<Shared>) -> u64 {
     let mut n = 0;
-    while !stop.load(Ordering::SeqCst) {
+    while !shared.stop.load(Ordering::SeqCst) {
         put(&client, key(writer, n), value(writer, n)).await;
         for earlier in [n, n / 2] {
             let got = client.get(key(writer, earlier), false, 0).await;
@@ -207,8 +304,27 @@ async fn write(client: Client, writer: u64, stop: Arc<AtomicBool>) -> u64 {
             assert_eq!(got.value, Some(value(writer, earlier)), "of {n}");
         }
         n += 1;
+        shared.written.fetch_add(1, Ordering::SeqCst);
     }
     n
+}
+
+/// What writers and the test tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    written: AtomicU64,
+}
+
+impl Shared {
+    /// Waits until so many more keys are written.
+    async fn wait_for(&self, more: u64) {
+        let (from, begun) = (self.written.load(Ordering::SeqCst), Instant::now());
+        while self.written.load(Ordering::SeqCst) < from + more {
+            assert!(begun.elapsed() < PATIENCE, "writers do not go on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 async fn scan(client: &Client, reverse: bool) -> (Vec<Pair>, Vec<ScanPart>) {
@@ -239,32 +355,76 @@ fn assert_contiguous(parts: &[ScanPart]) {
     assert_eq!(at, None, "{parts:?}");
 }
 
-/// Nobody is told of the splits: clients and stores find out by what they are refused.
+/// What happens to the ranges: a split at a key, or a merge of those that touch there.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Split(&'static str),
+    Merge(&'static str),
+}
+
+use Step::{Merge, Split};
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn clients_write_read_and_scan_while_ranges_split() {
+    let places = ["80", "40", "c0", "20", "a0", "60", "e0", "10"];
+    let groups = change_ranges(&places.map(Split)).await;
+    assert_eq!(groups, (1..=9).collect());
+}
+
+/// A group takes its neighbours' keys and sessions over, splits where it was merged, and is merged away itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn clients_write_read_and_scan_while_ranges_split_and_merge() {
+    let steps = [
+        Split("80"),
+        Split("40"),
+        Merge("80"),
+        Split("80"),
+        Split("c0"),
+        Merge("40"),
+        Merge("80"),
+        Split("20"),
+        Merge("c0"),
+        Merge("20"),
+        Split("60"),
+    ];
+    let groups = change_ranges(&steps).await;
+    assert_eq!(groups, BTreeSet::from([1, 7]));
+}
+
+/// Does this to the ranges while clients write, read and scan; returns the groups that are left. Nobody is
+/// told: clients and stores find out by what they are refused.
+async fn change_ranges(steps: &[Step]) -> BTreeSet<u64> {
     let stores = three().await;
     leader_of(&stores, 1).await;
-    let stop = Arc::new(AtomicBool::new(false));
+    let shared = Arc::new(Shared::default());
     let mut writers = JoinSet::new();
     for writer in 0..4 {
         let client = client(&stores);
-        writers.spawn(write(client, writer, Arc::clone(&stop)));
+        writers.spawn(write(client, writer, Arc::clone(&shared)));
     }
     let reader = client(&stores);
     let (before, _) = scan(&reader, false).await;
-    for (new, place) in (2..).zip(["80", "40", "c0", "20", "a0", "60", "e0", "10"]) {
-        split(&stores, place.as_bytes(), new).await;
-        let (pairs, parts) = scan(&reader, new % 2 == 0).await;
+    let mut next = 2;
+    for (turn, step) in steps.iter().enumerate() {
+        shared.wait_for(10).await;
+        match step {
+            Split(place) => {
+                split(&stores, place.as_bytes(), next).await;
+                next += 1;
+            }
+            Merge(place) => merge(&stores, place.as_bytes()).await,
+        }
+        let (pairs, parts) = scan(&reader, turn % 2 == 0).await;
         assert_contiguous(&parts);
         assert!(pairs.is_sorted_by(|one, other| one.key < other.key));
         assert!(before.iter().all(|pair| pairs.contains(pair)));
     }
-    stop.store(true, Ordering::SeqCst);
+    shared.stop.store(true, Ordering::SeqCst);
     let mut written = 0;
     while let Some(count) = writers.join_next().await {
         written += count.expect("every write and read was right");
     }
-    assert!(written > 20, "{written} writes in all");
+    let mut groups = BTreeSet::new();
     // Whoever is asked, with what it had in mind and without: everything, once.
     for reader in stores
         .iter()
@@ -274,14 +434,12 @@ async fn clients_write_read_and_scan_while_ranges_split() {
         let (pairs, parts) = scan(&reader, false).await;
         assert_contiguous(&parts);
         assert_eq!(pairs.len() as u64, written);
-        let groups: BTreeSet<u64> = parts
-            .iter()
-            .filter_map(|part| part.header.as_ref().map(|header| header.group))
-            .collect();
-        assert_eq!(groups, (1..=9).collect(), "each range has a part");
+        let group = |part: &ScanPart| part.header.as_ref().map(|header| header.group);
+        groups = parts.iter().filter_map(group).collect();
         let (backwards, _) = scan(&reader, true).await;
         assert_eq!(backwards, pairs);
     }
+    groups
 }
 
 /// What one store refuses is enough to find the new owner, also for a client that knew the old one.
