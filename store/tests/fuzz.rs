@@ -8,14 +8,16 @@ use bytes::{BufMut, Bytes, BytesMut};
 use polyraft_core::{ConfState, Entry, EntryId, EntryKind, HardState, Index, ReplicaId, Term};
 use polyraft_fuzz::{Fuzz, Meter, Source};
 use polyraft_multiraft::env::{
-    ApplyItem, Command, Lifecycle, LogBatch, LogEngine, LogSection, StateMachine,
+    ApplyItem, Command, Lifecycle, LogBatch, LogEngine, LogSection, RangeChange, SplitRight,
+    StateMachine,
 };
 use polyraft_multiraft::{
     AppliedState, Epoch, GroupDescriptor, GroupId, KeyRange, Member, StoreId,
 };
 use polyraft_store::disk::{Batch, Cf, Change, Disk, DiskError, Durability, Pair};
 use polyraft_store::{
-    Application, DataStateMachine, GroupTxn, Identity, LogOptions, MemoryDisk, RaftLog, StoreMeta,
+    Application, DataStateMachine, GroupTxn, Identity, LogOptions, MemoryDisk, RaftLog, Sessions,
+    SnapshotOptions, StoreMeta,
 };
 
 #[global_allocator]
@@ -387,7 +389,7 @@ fn snapshots_of_anything() {
     let fuzz = Fuzz::new("store::snapshots").runs(8000).memory_max(4 << 20);
     fuzz.example(example).check(|input| {
         let mut source = Source::new(input);
-        let (disk, machine) = machine();
+        let (disk, _) = machine();
         let others = |group: u64| {
             let each = [
                 (1, Some((&b"a"[..], Some(&b"m"[..])))),
@@ -396,7 +398,8 @@ fn snapshots_of_anything() {
             ];
             let rest = each.into_iter().filter(|(other, _)| *other != group);
             let data = rest.map(|(other, range)| {
-                machine
+                let reader = DataStateMachine::new(Echo, disk.clone());
+                reader
                     .scan(&descriptor(other, range), b"", None, usize::MAX)
                     .expect("readable")
             });
@@ -410,6 +413,15 @@ fn snapshots_of_anything() {
         };
         let before = others(group);
         let target = state(descriptor(group, own), 7 + source.below(9) as u64);
+        // In chunks, or in files of a pair or two.
+        let snapshots = match target.last.index.0 % 2 {
+            0 => SnapshotOptions::default(),
+            _ => SnapshotOptions {
+                small_bytes_max: 8,
+                file_bytes: 8,
+            },
+        };
+        let machine = DataStateMachine::with_snapshots(Echo, disk.clone(), snapshots);
         let mut sink = machine.stage(&target).expect("there is room");
         let mut refused = false;
         while !source.is_empty() && !refused {
@@ -445,7 +457,101 @@ fn snapshots_of_anything() {
 
 fn staged(disk: &MemoryDisk) -> usize {
     let found = disk.scan(Cf::Meta, b"staged/", Some(b"staged0"), usize::MAX);
-    found.expect("it can be read").len()
+    let files = disk.bulks().expect("it can be read");
+    found.expect("it can be read").len() + files.len()
+}
+
+/// Any session tables of two groups that merge, and of what comes out of it when it splits: what is
+/// wrong with them is an error.
+#[test]
+fn session_tables_of_anything() {
+    let fuzz = Fuzz::new("store::session-tables")
+        .runs(8000)
+        .memory_max(4 << 20);
+    fuzz.check(|input| {
+        let mut source = Source::new(input);
+        let disk = MemoryDisk::new();
+        let machine = DataStateMachine::new(Sessions::<_, 3>::bounded(Echo), disk.clone());
+        let part = |group, start: &[u8], end: &[u8], generation, index| {
+            let mut descriptor = descriptor(group, Some((start, Some(end))));
+            descriptor.epoch.range = generation;
+            state(descriptor, index)
+        };
+        let (left, right) = (part(1, b"a", b"m", 1, 9), part(2, b"m", b"z", 1, 9));
+        for group in [&left, &right] {
+            machine.create(group).expect("there is room");
+        }
+        let rows = source.below(12);
+        for _ in 0..rows {
+            let (name, value) = session_row(&mut source);
+            let group = 1 + source.below(2) as u64;
+            let key = [b"\0".as_slice(), &group.to_be_bytes(), b"\x06", &name].concat();
+            put(&disk, Cf::Data, key, value);
+        }
+        let turn = |state: &AppliedState, data: Option<Bytes>, range_change| {
+            let id = state.last;
+            let mut items = [ApplyItem {
+                group: state.descriptor.group,
+                commands: data.into_iter().map(|data| Command { id, data }).collect(),
+                state: state.clone(),
+                membership_changed: false,
+                replies: Vec::new(),
+                range_change,
+            }];
+            // What is damaged stops the store.
+            let _ = machine.apply(&mut items);
+        };
+        turn(
+            &part(1, b"a", b"z", 2, 10),
+            None,
+            Some(RangeChange::Merge { right }),
+        );
+        let merged = machine.merged().expect("readable") == [GroupId(2)];
+        assert!(merged || rows > 0, "nothing is wrong with no table");
+        for index in 11..13 {
+            let envelope = source.bytes(40);
+            turn(
+                &part(1, b"a", b"z", 2, index),
+                Some(Bytes::copy_from_slice(envelope)),
+                None,
+            );
+        }
+        let rights = vec![SplitRight {
+            state: part(3, b"k", b"z", 3, 2),
+            keep: true,
+        }];
+        let split = RangeChange::Split { rights };
+        turn(&part(1, b"a", b"k", 3, 13), None, Some(split));
+    });
+}
+
+/// A row of a session table: often one that could be.
+fn session_row(source: &mut Source<'_>) -> (Vec<u8>, Bytes) {
+    let kind = source.below(4) as u8;
+    let mut name = vec![kind];
+    let mut value = vec![1];
+    let (client, since) = (1 + source.below(3) as u64, source.below(4) as u64);
+    match kind {
+        0 => {
+            value[0] = 1 + source.below(2) as u8;
+            (0..3).for_each(|_| value.put_u64(source.number()));
+        }
+        1 => {
+            name.put_u64(client);
+            name.put_u64(since);
+            value.put_u64(source.number());
+            value.put_u64(source.number());
+            value.extend_from_slice(source.bytes(8));
+        }
+        2 => {
+            name.put_u64(source.number());
+            value.clear();
+            value.put_u64(client);
+            value.put_u64(since);
+        }
+        _ => name.extend_from_slice(source.bytes(20)),
+    }
+    (name, value.into())
 }
 
 /// A state whose descriptor says anything, as a snapshot may bring it along.

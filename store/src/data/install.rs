@@ -127,9 +127,9 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
             .write(batch, Durability::Buffered)
             .map_err(translate)?;
         if staged.files > 0 {
-            self.disk
-                .ingest(Cf::Data, &staged.ids(token))
-                .map_err(translate)?;
+            let ids = staged.ids(&self.disk, token).map_err(translate)?;
+            let ids = ids.ok_or_else(|| damaged(group, "a file of a snapshot is gone"))?;
+            self.disk.ingest(Cf::Data, &ids).map_err(translate)?;
         }
         for chunk in 0..staged.chunks {
             self.install_chunk(token, chunk.into(), &state.descriptor)?;
@@ -145,7 +145,9 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
         self.disk
             .write(batch, Durability::Synced)
             .map_err(translate)?;
-        staged.remove_files(&self.disk, token);
+        if staged.files > 0 {
+            staging::forget_files(&self.disk, token);
+        }
         Ok(())
     }
 

@@ -275,7 +275,9 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
         match Staged::load(&self.disk, staged.token) {
             Ok(Some(found)) => {
                 found.remove_chunks(&self.disk, staged.token);
-                found.remove_files(&self.disk, staged.token);
+                if found.files > 0 {
+                    staging::forget_files(&self.disk, staged.token);
+                }
             }
             Ok(None) => {}
             Err(error) => {

@@ -237,24 +237,42 @@ impl<D: Disk> Drop for Sink<D> {
         }
         // Else transfers that break off again and again fill the disk until the next start.
         self.files = None;
-        let staged = Staged {
-            files: self.begun,
-            chunks: self.chunks,
-            state: self.state.clone(),
-        };
         if self.chunks > 0 {
+            let staged = Staged {
+                files: self.begun,
+                chunks: self.chunks,
+                state: self.state.clone(),
+            };
             staged.remove_chunks(&self.disk, self.token);
         }
-        staged.remove_files(&self.disk, self.token);
+        if self.begun > 0 {
+            forget_files(&self.disk, self.token);
+        }
     }
 }
 
 /// Removes whatever is staged under a token, or was to be.
 pub(super) fn remove_leftover(disk: &impl Disk, token: u64) -> Result<(), DiskError> {
     disk.write(vec![remove_all(token)], Durability::Buffered)?;
-    let ids = disk.bulks()?;
-    let mut those = ids.into_iter().filter(|id| id.set == token);
-    those.try_for_each(|id| disk.remove_bulk(id))
+    remove_files(disk, token)
+}
+
+fn remove_files(disk: &impl Disk, token: u64) -> Result<(), DiskError> {
+    let mut ids = files(disk, token)?.into_iter();
+    ids.try_for_each(|id| disk.remove_bulk(id))
+}
+
+/// Removes the files of a token. What cannot be removed now is at the next start.
+pub(super) fn forget_files(disk: &impl Disk, token: u64) {
+    if let Err(error) = remove_files(disk, token) {
+        tracing::warn!(token, %error, "cannot remove the files of a staged snapshot");
+    }
+}
+
+/// The files of a token, in the order of their keys.
+fn files(disk: &impl Disk, token: u64) -> Result<Vec<BulkId>, DiskError> {
+    let ids = disk.bulks()?.into_iter();
+    Ok(ids.filter(|id| id.set == token).collect())
 }
 
 /// The tokens of everything that is staged, or was to be.
@@ -322,13 +340,18 @@ impl Staged {
         Self::decode(value).map(Some)
     }
 
-    /// Its files, in the order of their keys.
-    pub(super) fn ids(&self, token: u64) -> Vec<BulkId> {
-        let id = |number| BulkId { set: token, number };
-        (0..self.files).map(id).collect()
+    /// Its files, in the order of their keys; none if some are missing.
+    pub(super) fn ids(
+        &self,
+        disk: &impl Disk,
+        token: u64,
+    ) -> Result<Option<Vec<BulkId>>, DiskError> {
+        let ids = files(disk, token)?;
+        let whole = ids.iter().map(|id| id.number).eq(0..self.files);
+        Ok(whole.then_some(ids))
     }
 
-    /// The removal of all that waits in the column family `meta`.
+    /// That removal.
     pub(super) fn removal(&self, token: u64) -> Batch {
         if self.chunks > POINTS_MAX {
             return vec![remove_all(token)];
@@ -338,15 +361,7 @@ impl Staged {
         chunks.chain([u64::MAX]).map(delete).collect()
     }
 
-    /// Removes the files. What cannot be removed now is at the next start.
-    pub(super) fn remove_files(&self, disk: &impl Disk, token: u64) {
-        let mut ids = self.ids(token).into_iter();
-        if let Err(error) = ids.try_for_each(|id| disk.remove_bulk(id)) {
-            tracing::warn!(token, %error, "cannot remove the files of a staged snapshot");
-        }
-    }
-
-    /// The same of what waits in the column family `meta`.
+    /// Removes what waits in the column family `meta`. What cannot be removed now is at the next start.
     pub(super) fn remove_chunks(&self, disk: &impl Disk, token: u64) {
         if let Err(error) = disk.write(self.removal(token), Durability::Buffered) {
             tracing::warn!(token, %error, "cannot remove a staged snapshot");
