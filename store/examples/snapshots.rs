@@ -121,7 +121,7 @@ fn measure(directory: &Path, bytes: usize, count: u64) -> Result<(), StateMachin
         let to = DataStateMachine::with_snapshots(Fill, disk, options);
         let (fresh, again) = (run(&to, &groups)?, run(&to, &groups)?);
         println!(
-            "{:>9} KiB x {count:<4} {name:<7} fresh {:>7.1} MB/s {:>8.2} ms each   again {:>7.1} MB/s {:>8.2} ms each",
+            "{:>9} KiB x {count:<4} {name:<7} fresh {:>6.1} MB/s {:>8.2} ms   again {:>6.1} MB/s {:>8.2} ms",
             bytes >> 10,
             fresh / 1e6,
             bytes as f64 / fresh * 1e3,

@@ -2,7 +2,7 @@
 //!
 //! | name | value |
 //! |---|---|
-//! | 0 | [`Table`]: version u8 = 1, sessions u64, horizon u64; version u8 = 2, the same, offset u64 |
+//! | 0 | [`Table`]: version u8 = 1 or 2, sessions u64, horizon u64, in version 2 offset u64 |
 //! | 1, client u64, since u64 | [`Entry`]: version u8 = 1, last u64, acknowledged u64, (ahead u8, length u16, reply) * |
 //! | 2, index u64 | queue for eviction: client u64, since u64 |
 //!
