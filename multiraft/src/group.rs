@@ -151,6 +151,19 @@ impl GroupDescriptor {
             .map(|member| member.replica)
     }
 
+    /// Whether this group shows that the other one, as it was known last, is no more. The owners of a key follow
+    /// each other by generation, and a group owns its first key for all its life: if that has a later owner, it
+    /// was merged. This group has its data then, but for what it has split off since.
+    #[must_use]
+    pub(crate) fn has_subsumed(&self, other: &Self) -> bool {
+        let (Some(range), Some(gone)) = (&self.range, &other.range) else {
+            return false;
+        };
+        self.group != other.group
+            && range.contains(&gone.start)
+            && self.epoch.range > other.epoch.range
+    }
+
     /// The lowest id that a replica on `store` may still have: what is below it there is gone.
     #[must_use]
     pub(crate) fn lowest_on(&self, store: StoreId) -> ReplicaId {
@@ -204,6 +217,35 @@ mod tests {
         };
         let next = descriptor.after_change(&ConfState::default(), &[]);
         assert_eq!(next.epoch, descriptor.epoch);
+    }
+
+    #[test]
+    fn who_owns_the_first_key_later_has_subsumed_a_group() {
+        let group = |group, start: &'static str, end: &'static str, generation| GroupDescriptor {
+            group: GroupId(group),
+            range: Some(KeyRange {
+                start: Bytes::from_static(start.as_bytes()),
+                end: Some(Bytes::from_static(end.as_bytes())),
+            }),
+            epoch: Epoch {
+                membership: 0,
+                range: generation,
+            },
+            ..GroupDescriptor::default()
+        };
+        let gone = group(2, "m", "z", 4);
+        let subsumes = |later: GroupDescriptor| later.has_subsumed(&gone);
+        assert!(subsumes(group(1, "a", "z", 5)) && subsumes(group(1, "a", "p", 5)));
+        assert!(
+            subsumes(group(3, "m", "p", 6)),
+            "split again at the same key"
+        );
+        assert!(!subsumes(group(1, "a", "z", 4)) && !subsumes(group(1, "a", "m", 5)));
+        assert!(
+            !subsumes(group(3, "p", "z", 9)),
+            "its own right part, maybe"
+        );
+        assert!(!subsumes(group(2, "m", "n", 9)) && !subsumes(GroupDescriptor::default()));
     }
 
     #[test]

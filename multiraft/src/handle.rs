@@ -578,8 +578,15 @@ impl Inbound for HostHandle {
                 return not_wanted("it is not newer than what is here");
             }
         }
-        if let Some(taken) = self.inner.shared.registry.refuses(group, range) {
-            return not_wanted(&taken.to_string());
+        let shared = &self.inner.shared;
+        if shared.registry.is_being_born(group) {
+            return not_wanted("the group is being born");
+        }
+        for owner in shared.registry.overlapping(group, range) {
+            let known = shared.router.descriptor(owner);
+            if !known.is_some_and(|known| header.state.descriptor.has_subsumed(&known)) {
+                return not_wanted(&format!("its range overlaps that of group {owner}"));
+            }
         }
         let sink = self.inner.state_machine.0.stage(&header.state)?;
         Ok(Box::new(Receiver {

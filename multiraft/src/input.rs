@@ -11,7 +11,7 @@ use crate::error::Reject;
 use crate::group::{AppliedState, GroupDescriptor, GroupId, StoreId};
 use crate::handle::{GroupStatus, MemberChange, ReadPermit};
 use crate::ranges::RangeCommand;
-use crate::replica::Subsumer;
+use crate::replica::{Subsumer, Unable};
 use crate::responder::Responder;
 
 /// One thing that happened or is wished for.
@@ -118,7 +118,7 @@ pub enum Input {
         /// The right neighbour.
         right: GroupId,
         /// What it has applied.
-        result: Result<Box<AppliedState>, String>,
+        result: Result<Box<AppliedState>, Unable>,
     },
     /// The left neighbour does not take the group over here after all.
     Released {

@@ -37,7 +37,7 @@ use crate::handle::{HostHandle, Mailboxes, StateMachineRef};
 use crate::host::{HostEnv, recover};
 pub use crate::input::{Admin, Applied, AppliedItem, Input, PersistedItem};
 pub use crate::persist::{LogWriter, Written};
-pub use crate::replica::{Pending, Subsumer};
+pub use crate::replica::{Pending, Subsumer, Unable};
 pub use crate::snapshots::send as send_snapshot;
 use crate::sync::{Receiver, Sender};
 use crate::threads;

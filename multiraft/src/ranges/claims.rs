@@ -49,20 +49,28 @@ impl Claims {
 
     /// Another group that owns some of `range`.
     pub(crate) fn overlapping(&self, group: GroupId, range: &KeyRange) -> Option<GroupId> {
+        self.all_overlapping(group, range).next()
+    }
+
+    /// All of them, from the last one to the first.
+    pub(crate) fn all_overlapping<'a>(
+        &'a self,
+        group: GroupId,
+        range: &'a KeyRange,
+    ) -> impl Iterator<Item = GroupId> + 'a {
         // Claimed ranges are disjoint, so from the end backwards the first one that lies wholly below
         // ends the search.
-        let below_end = self.by_start.iter().rev().filter(|(start, _)| {
+        let below_end = self.by_start.iter().rev().filter(move |(start, _)| {
             let below = range.end.as_ref().is_none_or(|end| *start < end);
             below || **start == range.start
         });
         below_end
             .map(|(_, owner)| *owner)
-            .filter(|owner| *owner != group)
-            .map_while(|owner| {
+            .filter(move |owner| *owner != group)
+            .map_while(move |owner| {
                 let owned = self.by_group.get(&owner)?;
                 owned.overlaps(range).then_some(owner)
             })
-            .next()
     }
 
     /// The group whose range ends where this one begins.

@@ -38,8 +38,8 @@ struct Inner {
     lowest: GroupMap<ReplicaId>,
     /// Groups that are being born, with their replica here.
     births: GroupMap<ReplicaId>,
-    /// What groups owned before a snapshot was offered to them.
-    offered: GroupMap<Option<KeyRange>>,
+    /// What groups owned before a snapshot was offered to them, and those whose range it takes over.
+    offered: GroupMap<Vec<(GroupId, KeyRange)>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,36 +162,45 @@ impl Registry {
     }
 
     /// A snapshot waits to be installed. What the group owns, and what it is to own, is its own until then:
-    /// a crash may bring either back.
+    /// a crash may bring either back. `subsumed` are groups whose ranges it takes over; they have stopped.
     ///
     /// # Errors
-    /// As [`Registry::enter`].
-    pub(crate) fn offer(&self, group: GroupId, offered: Option<&KeyRange>) -> Result<(), Taken> {
+    /// As [`Registry::enter`]; nothing has changed then.
+    pub(crate) fn offer(
+        &self,
+        group: GroupId,
+        offered: Option<&KeyRange>,
+        subsumed: &[GroupId],
+    ) -> Result<(), Taken> {
         let mut inner = self.inner.lock();
         if inner.births.contains_key(&group) {
             return Err(Taken::Busy);
         }
-        let owned = inner.claims.of(group).cloned();
-        let both = match (&owned, offered) {
-            (Some(owned), Some(offered)) => Some(owned.hull(offered)),
-            (None, offered) => offered.cloned(),
-            (Some(_), None) => None,
-        };
-        let claimed = inner.claims.claim(group, both.as_ref());
-        claimed.map_err(Taken::Range)?;
-        inner.offered.insert(group, owned);
+        let mut before: Vec<(GroupId, KeyRange)> = Vec::new();
+        for owner in subsumed.iter().copied().chain([group]) {
+            let range = inner.claims.of(owner).cloned();
+            before.extend(range.map(|range| (owner, range)));
+        }
+        for owner in subsumed {
+            inner.claims.release(*owner);
+        }
+        let owned = before.iter().map(|(_, range)| range);
+        let all = offered.map(|offered| owned.fold(offered.clone(), |all, owned| all.hull(owned)));
+        let claimed = inner.claims.claim(group, all.as_ref());
+        if let Err(owner) = claimed {
+            inner.restore(group, before);
+            return Err(Taken::Range(owner));
+        }
+        inner.offered.insert(group, before);
         Ok(())
     }
 
     /// The snapshot is not going to be installed.
     pub(crate) fn withdraw(&self, group: GroupId) {
         let mut inner = self.inner.lock();
-        let Some(owned) = inner.offered.remove(&group) else {
-            return;
-        };
-        inner.claims.release(group);
-        // It was claimed until now, so nobody else owns any of it.
-        let _owned_before = inner.claims.claim(group, owned.as_ref());
+        if let Some(before) = inner.offered.remove(&group) {
+            inner.restore(group, before);
+        }
     }
 
     /// The snapshot is installed: from now on the group owns this and nothing else.
@@ -214,14 +223,11 @@ impl Registry {
         Ok(())
     }
 
-    /// Why a snapshot with this range cannot come in now.
-    pub(crate) fn refuses(&self, group: GroupId, range: Option<&KeyRange>) -> Option<Taken> {
+    /// Other groups that own some of `range`, from the last one to the first.
+    pub(crate) fn overlapping(&self, group: GroupId, range: Option<&KeyRange>) -> Vec<GroupId> {
         let inner = self.inner.lock();
-        if inner.births.contains_key(&group) {
-            return Some(Taken::Busy);
-        }
-        let owner = range.and_then(|range| inner.claims.overlapping(group, range));
-        owner.map(Taken::Range)
+        let owners = range.map(|range| inner.claims.all_overlapping(group, range));
+        owners.into_iter().flatten().collect()
     }
 
     /// Whether nothing may reach a group. Costs nothing while no group is being born. Who looks just before
@@ -333,6 +339,15 @@ impl Registry {
 }
 
 impl Inner {
+    /// What was owned until now by one is owned by several again.
+    fn restore(&mut self, group: GroupId, before: Vec<(GroupId, KeyRange)>) {
+        self.claims.release(group);
+        for (owner, range) in before {
+            // Nobody else can own any of it.
+            let _disjoint = self.claims.claim(owner, Some(&range));
+        }
+    }
+
     fn lowest(&self, group: GroupId) -> ReplicaId {
         self.lowest.get(&group).copied().unwrap_or_default()
     }
@@ -408,8 +423,8 @@ mod tests {
         let busy = Err(Taken::Busy);
         assert_eq!(registry.enter(RIGHT, ID, None, false), busy);
         assert_eq!(registry.enter(RIGHT, ReplicaId(9), None, false), busy);
-        assert_eq!(registry.offer(RIGHT, Some(&right)), busy);
-        assert_eq!(registry.refuses(RIGHT, Some(&right)), Some(Taken::Busy));
+        assert_eq!(registry.offer(RIGHT, Some(&right), &[]), busy);
+        assert_eq!(registry.overlapping(RIGHT, Some(&right)), [LEFT]);
         assert_eq!(registry.end(RIGHT, ReplicaId(u64::MAX)), None);
         let again = registry.conceive(&[(RIGHT, Some(ID))]);
         assert!(matches!(again, Err(Unready::Broken(_))), "{again:?}");
@@ -467,17 +482,45 @@ mod tests {
         let registry = with_left();
         let (old, new, right) = (range("a", "z"), range("a", "m"), range("m", "z"));
         let taken = Err(Taken::Range(LEFT));
-        assert_eq!(registry.offer(LEFT, Some(&new)), Ok(()));
-        assert_eq!(registry.offer(RIGHT, Some(&right)), taken);
+        assert_eq!(registry.offer(LEFT, Some(&new), &[]), Ok(()));
+        assert_eq!(registry.offer(RIGHT, Some(&right), &[]), taken);
         registry.withdraw(LEFT);
-        assert_eq!(registry.offer(RIGHT, Some(&right)), taken);
-        assert_eq!(registry.offer(LEFT, Some(&new)), Ok(()));
+        assert_eq!(registry.offer(RIGHT, Some(&right), &[]), taken);
+        assert_eq!(registry.offer(LEFT, Some(&new), &[]), Ok(()));
         assert_eq!(registry.settle(LEFT, ID, Some(&new)), Ok(()));
-        assert_eq!(registry.offer(RIGHT, Some(&right)), Ok(()));
-        assert_eq!(registry.offer(LEFT, Some(&old)), Err(Taken::Range(RIGHT)));
+        assert_eq!(registry.offer(RIGHT, Some(&right), &[]), Ok(()));
+        assert_eq!(
+            registry.offer(LEFT, Some(&old), &[]),
+            Err(Taken::Range(RIGHT))
+        );
         // It is not installed after all: its replica had no range before.
         registry.withdraw(RIGHT);
-        assert_eq!(registry.offer(LEFT, Some(&old)), Ok(()));
+        assert_eq!(registry.offer(LEFT, Some(&old), &[]), Ok(()));
+    }
+
+    #[test]
+    fn a_snapshot_may_take_neighbours_over() {
+        let registry = with_left();
+        let (last, all) = (GroupId(3), range("a", ""));
+        for (group, range) in [(RIGHT, range("z", "zz")), (last, range("zz", ""))] {
+            assert_eq!(registry.enter(group, ID, Some(&range), true), Ok(()));
+        }
+        assert_eq!(registry.overlapping(LEFT, Some(&all)), [last, RIGHT]);
+        let one = registry.offer(LEFT, Some(&all), &[RIGHT]);
+        assert_eq!(one, Err(Taken::Range(last)));
+        assert_eq!(registry.overlapping(LEFT, Some(&all)), [last, RIGHT]);
+        assert_eq!(registry.offer(LEFT, Some(&all), &[RIGHT, last]), Ok(()));
+        assert_eq!(registry.overlapping(LEFT, Some(&all)), []);
+        registry.withdraw(LEFT);
+        assert_eq!(registry.overlapping(LEFT, Some(&all)), [last, RIGHT]);
+        assert_eq!(registry.offer(LEFT, Some(&all), &[RIGHT, last]), Ok(()));
+        assert_eq!(registry.settle(LEFT, ID, Some(&all)), Ok(()));
+        assert_eq!(
+            registry.end(last, ReplicaId(u64::MAX)),
+            Some(ReplicaId(u64::MAX))
+        );
+        registry.gone(last);
+        assert_eq!(registry.overlapping(RIGHT, Some(&all)), [LEFT]);
     }
 
     #[test]

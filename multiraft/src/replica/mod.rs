@@ -13,8 +13,8 @@ use polyraft_core::{Append, EntryId, HardState, Index, RaftNode, ReplicaId, Role
 pub(crate) use log::ReplicaLog;
 pub use proposals::Pending;
 pub(crate) use proposals::{Proposals, Queued};
-pub use ranges::Subsumer;
-pub(crate) use ranges::{Ask, Doom, Ranges, Shift, Step};
+pub(crate) use ranges::{Ask, Doom, Merging, Ranges, Shift, Step};
+pub use ranges::{Subsumer, Unable};
 pub(crate) use reads::{Reads, Waiter};
 
 use crate::env::StagedSnapshot;
@@ -143,6 +143,18 @@ impl Replica {
     /// Whether nothing but a snapshot install may happen.
     pub(crate) fn is_installing(&self) -> bool {
         matches!(self.install, Install::Restoring(_) | Install::Writing)
+    }
+
+    /// The last entry that the applier has applied. The core may believe in more while the group is frozen,
+    /// since what is behind a freeze has no effect.
+    pub(crate) fn applied(&self) -> Index {
+        self.node.storage().applied().index
+    }
+
+    /// Whether what it has on the disk is not what its descriptor says, or a crash may make it so.
+    pub(crate) fn is_in_between(&self) -> bool {
+        let restoring = matches!(self.install, Install::Restoring(_));
+        self.ranges.is_unsettled() || restoring && self.quarantined.is_none()
     }
 
     pub(crate) fn store_of(&self, replica: ReplicaId) -> Option<StoreId> {

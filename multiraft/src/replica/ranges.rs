@@ -29,6 +29,12 @@ pub(crate) struct Ranges {
     pub(crate) asked: Vec<Ask>,
     /// The right neighbour that has been asked to stop.
     pub(crate) merging: Option<Merging>,
+    /// The last entry that the applier was given.
+    pub(crate) handed: Index,
+    /// A snapshot that takes other groups over waits for those to stop.
+    pub(crate) awaits_snapshot: bool,
+    /// Groups that the snapshot which is being installed takes over.
+    pub(crate) subsuming: Vec<GroupId>,
     /// The left neighbour that has asked this one to stop.
     pub(crate) subsumer: Option<Subsumer>,
     /// The replica is to be destroyed when it has no split that is not durable.
@@ -74,10 +80,20 @@ pub struct Subsumer {
     pub left: GroupId,
     /// Its worker.
     pub worker: usize,
-    /// The freeze: everything up to it is to be applied.
-    pub at: EntryId,
+    /// The freeze: everything up to it is to be applied. None: the left neighbour has a snapshot that contains
+    /// this group's data, whatever of it is here.
+    pub at: Option<EntryId>,
     /// It has been told.
     pub answered: bool,
+}
+
+/// Why a group does not stop for its left neighbour.
+#[derive(Debug)]
+pub enum Unable {
+    /// It has stopped for another one already, which may yet leave it.
+    Busy,
+    /// It never will.
+    Broken(String),
 }
 
 /// Somebody waits for the effect of a command.

@@ -15,6 +15,7 @@ use crate::env::{Body, GroupMessage, LogSection};
 use crate::error::Reject;
 use crate::group::Frozen;
 use crate::handle::ReadPermit;
+use crate::input::Input;
 use crate::replica::{Install, Pending, Replica};
 
 impl Worker {
@@ -231,6 +232,9 @@ pub(super) fn apply(
     let ids = entries.iter().map(Entry::id);
     let lost = || Reject::NotLeader { leader };
     let pending = replica.proposals.committed(ids, lost);
+    if let Some(last) = entries.last() {
+        replica.ranges.handed = last.index;
+    }
     let (group, id) = (replica.group, replica.id);
     effects.applies.push(ApplyTask::Entries {
         worker,
@@ -351,6 +355,13 @@ pub(super) fn discard_snapshot(
         && let Install::Offered(staged) = std::mem::take(&mut replica.install)
     {
         shared.registry.withdraw(replica.group);
+        for right in &staged.subsumes {
+            let (left, right) = (replica.group, right.group);
+            let worker = shared.router.worker_of(right);
+            effects
+                .inputs
+                .push((worker, Input::Released { left, right }));
+        }
         effects.applies.push(ApplyTask::Discard(staged));
         return true;
     }

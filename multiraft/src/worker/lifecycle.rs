@@ -16,7 +16,7 @@ use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
 use crate::env::{Lifecycle, LogSection, RecoveredGroup};
 use crate::error::{HostError, Reject};
 use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange, Member};
-use crate::input::Applied;
+use crate::input::{Applied, Input};
 use crate::ranges::registry::Taken;
 use crate::replica::{Install, PendingChange, Replica, ReplicaLog};
 use crate::responder::Responder;
@@ -357,6 +357,7 @@ impl Worker {
         effects: &mut Effects,
     ) {
         self.give_up_merging(group);
+        self.turn_away(group, effects);
         let removed = self.replicas.remove(&group);
         let (id, descriptor) = match removed {
             Some(mut replica) => {
@@ -445,10 +446,13 @@ impl Worker {
                             .map_err(|e| e.to_string())?;
                         tracing::debug!(%group, %index, "membership changed");
                     }
-                    replica
-                        .node
-                        .on_applied(last.index, bytes)
-                        .map_err(|e| e.to_string())?;
+                    // Behind a freeze it has been passed over already.
+                    if last.index > replica.node.applied() {
+                        replica
+                            .node
+                            .on_applied(last.index, bytes)
+                            .map_err(|e| e.to_string())?;
+                    }
                     let conf_state = state.as_ref().map(|state| Arc::clone(&state.conf_state));
                     replica.node.storage_mut().set_applied(last, conf_state);
                     if let Some(state) = state {
@@ -504,6 +508,11 @@ impl Worker {
         replica.set_descriptor(Arc::clone(&state.descriptor));
         let (range, registry) = (state.descriptor.range.as_ref(), &self.shared.registry);
         let settled = registry.settle(group, id, range);
+        for right in replica.ranges.subsuming.drain(..) {
+            let worker = self.shared.router.worker_of(right);
+            effects.inputs.push((worker, Input::Subsumed(right)));
+        }
+        replica.ranges.handed = state.last.index;
         replica.flushed = state.last.index;
         replica.proposals.skipped_to(state.last.index);
         replica.ranges.skipped_to(state.last.index);
@@ -538,6 +547,7 @@ impl Worker {
         if let Err(taken) = settled {
             self.quarantine(group, &taken.to_string());
         }
+        self.end_doomed(effects);
     }
 
     /// The reset log is durable: the replica is back in service.
@@ -568,6 +578,8 @@ impl Worker {
         };
         replica.install = Install::Restoring(Box::new(append));
         replica.ranges.held.clear();
+        let subsumes = staged.subsumes.iter().map(|it| it.group);
+        replica.ranges.subsuming = subsumes.collect();
         let generation = staged.state.descriptor.epoch.range;
         shared.router.announce(replica.group, generation);
         let replica = replica.id;

@@ -7,80 +7,96 @@
 //! there, and nothing behind it, and says what it has. Then the left one's applier moves the data, which a
 //! crash may take back; when it cannot any more, the right one's replica ends for ever.
 //!
+//! A snapshot of the left one from behind a merge that this store missed takes the right one over in the same
+//! way, as it is, whatever of it is here; the installation of that is durable at once.
+//!
 //! Invariant: from the answer to the end, or to the release, nothing of the right one changes here.
+
+use std::sync::Arc;
 
 use polyraft_core::{EntryId, Index};
 
 use super::Worker;
 use super::ranges::applied_state;
-use crate::effects::Effects;
+use crate::effects::{ApplyTask, Effects};
+use crate::env::{SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
-use crate::group::{AppliedState, Frozen, GroupDescriptor, GroupId};
+use crate::group::{AppliedState, GroupDescriptor, GroupId, StoreId};
 use crate::input::Input;
-use crate::replica::{Install, Replica, Subsumer};
+use crate::replica::{Install, Merging, Replica, Subsumer, Unable};
 use crate::responder::Responder;
 
 impl Worker {
     /// The left neighbour is about to take this group's keys over.
     pub(super) fn on_subsume(&mut self, subsumer: Subsumer, right: &GroupDescriptor) {
         let (group, left, worker) = (right.group, subsumer.left, subsumer.worker);
-        let stopped = self.stop_for(subsumer, right);
-        if let Err(reason) = stopped {
-            let result = Err(format!(
-                "its right neighbour {group} cannot follow: {reason}"
-            ));
-            self.outbox.push((
-                worker,
-                Input::Subsumable {
-                    left,
-                    right: group,
-                    result,
-                },
-            ));
-            return;
+        if let Err(unable) = self.stop_for(subsumer, right) {
+            let answer = Input::Subsumable {
+                left,
+                right: group,
+                result: Err(unable),
+            };
+            return self.outbox.push((worker, answer));
         }
         self.awake.remove(&group);
         self.touch(group);
         self.answer_subsumer(group);
     }
 
-    fn stop_for(&mut self, subsumer: Subsumer, right: &GroupDescriptor) -> Result<(), String> {
+    fn stop_for(&mut self, subsumer: Subsumer, right: &GroupDescriptor) -> Result<(), Unable> {
+        let broken = |why: &str| {
+            let group = right.group;
+            Err(Unable::Broken(format!("right neighbour {group}: {why}")))
+        };
         let store = self.config.store;
-        let replica = self.replicas.get_mut(&right.group);
-        let replica = replica.ok_or("it has no replica here")?;
+        let Some(replica) = self.replicas.get_mut(&right.group) else {
+            return broken("it has no replica here");
+        };
         if let Some(reason) = &replica.quarantined {
-            return Err(format!("it is out of service: {reason}"));
+            return broken(&format!("it is out of service: {reason}"));
         }
         if right.replica_on(store) != Some(replica.id) || !replica.is_initialised() {
-            return Err(format!(
-                "replica {} of it is here, without data",
-                replica.id
-            ));
+            return broken("its replica here is another one, or has no data");
         }
-        let learned = replica.node.learn_committed(subsumer.at);
-        if !learned.map_err(|error| error.to_string())? {
-            return Err("its log ends before its freeze".to_owned());
+        if replica.ranges.subsumer.is_some() {
+            return Err(Unable::Busy);
+        }
+        if let Some(at) = subsumer.at {
+            match replica.node.learn_committed(at) {
+                Ok(true) => {}
+                Ok(false) => return broken("its log ends before its freeze"),
+                Err(error) => return broken(&error.to_string()),
+            }
         }
         replica.ranges.subsumer = Some(subsumer);
         Ok(())
     }
 
-    /// Tells the left neighbour when everything up to the freeze is applied.
+    /// Tells the left neighbour when everything that is to be applied is.
     pub(super) fn answer_subsumer(&mut self, group: GroupId) {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return;
         };
+        if replica.ranges.subsumer.is_none() {
+            return;
+        }
         let state = applied_state(replica);
-        let ready = replica.ranges.steps.is_empty() && matches!(replica.install, Install::None);
+        let quiet = replica.ranges.steps.is_empty() && matches!(replica.install, Install::None);
+        let alone = !replica.ranges.is_unsettled() && replica.ranges.merging.is_none();
+        let idle = quiet && alone && state.last.index >= replica.ranges.handed;
         let Some(subsumer) = &mut replica.ranges.subsumer else {
             return;
         };
-        let result = match (&replica.quarantined, state.descriptor.frozen) {
-            (Some(reason), _) => Err(format!("its right neighbour is out of service: {reason}")),
-            (None, Some(Frozen { at, .. })) if ready && at == subsumer.at => Ok(Box::new(state)),
-            (None, _) if state.last.index > subsumer.at.index => {
-                Err("its right neighbour is not frozen any more".to_owned())
-            }
+        let broken = |why: &str| {
+            let reason = format!("right neighbour {group} {why}");
+            Err(Unable::Broken(reason))
+        };
+        let frozen = state.descriptor.frozen.map(|frozen| frozen.at);
+        let result = match (&replica.quarantined, subsumer.at) {
+            (Some(reason), _) => broken(&format!("is out of service: {reason}")),
+            (None, None) if idle => Ok(Box::new(state)),
+            (None, Some(at)) if idle && frozen == Some(at) => Ok(Box::new(state)),
+            (None, Some(at)) if state.last.index > at.index => broken("is not frozen any more"),
             (None, _) => return,
         };
         if std::mem::replace(&mut subsumer.answered, true) {
@@ -100,8 +116,12 @@ impl Worker {
         &mut self,
         group: GroupId,
         right: GroupId,
-        result: Result<Box<AppliedState>, String>,
+        result: Result<Box<AppliedState>, Unable>,
+        effects: &mut Effects,
     ) {
+        if self.arriving.contains_key(&group) {
+            return self.on_subsumable_by_snapshot(group, right, result, effects);
+        }
         let asked = self.replicas.get_mut(&group).and_then(|replica| {
             let merging = replica.ranges.merging.as_mut()?;
             (merging.right == right).then_some(merging)
@@ -111,10 +131,109 @@ impl Worker {
                 merging.state = Some(*state);
                 self.touch(group);
             }
-            (Some(_), Err(reason)) => self.quarantine(group, &reason),
+            (Some(_), Err(Unable::Broken(reason))) => self.quarantine(group, &reason),
+            // It is asked again when this replica is looked at again, at the next tick at the latest.
+            (Some(merging), Err(Unable::Busy)) => *merging = Merging::default(),
             // Nobody wants to know any more.
-            (None, _) => self.release(group, right),
+            (None, Ok(_)) => self.release(group, right),
+            (None, Err(_)) => {}
         }
+    }
+
+    /// A snapshot contains the data of other groups of this store, which were merged into its own: it waits until
+    /// they have stopped.
+    pub(super) fn stop_subsumed(
+        &mut self,
+        from: StoreId,
+        header: SnapshotHeader,
+        staged: StagedSnapshot,
+        rights: Vec<Arc<GroupDescriptor>>,
+    ) {
+        let left = header.group;
+        let waits = rights.iter().map(|right| right.group).collect();
+        for right in rights {
+            let subsumer = Subsumer {
+                left,
+                worker: self.index,
+                at: None,
+                answered: false,
+            };
+            let worker = self.shared.router.worker_of(right.group);
+            let right = Box::new(GroupDescriptor::clone(&right));
+            self.outbox
+                .push((worker, Input::Subsume { subsumer, right }));
+        }
+        let arriving = Arriving {
+            from,
+            header,
+            staged,
+            waits,
+        };
+        self.arriving.insert(left, arriving);
+        if let Some(replica) = self.replicas.get_mut(&left) {
+            replica.ranges.awaits_snapshot = true;
+        }
+    }
+
+    fn on_subsumable_by_snapshot(
+        &mut self,
+        group: GroupId,
+        right: GroupId,
+        result: Result<Box<AppliedState>, Unable>,
+        effects: &mut Effects,
+    ) {
+        let Some(arriving) = self.arriving.get_mut(&group) else {
+            return;
+        };
+        let snapshot = &arriving.staged.state.descriptor;
+        let result = result.and_then(|state| {
+            let descriptor = GroupDescriptor::clone(&state.descriptor);
+            let gone = snapshot.has_subsumed(&descriptor);
+            let changed = || Unable::Broken(format!("group {right} has changed"));
+            gone.then_some(descriptor).ok_or_else(changed)
+        });
+        match result {
+            Ok(descriptor) => {
+                arriving.waits.retain(|waits| *waits != right);
+                arriving.staged.subsumes.push(descriptor);
+            }
+            Err(unable) => {
+                tracing::warn!(%group, %right, ?unable, "snapshot refused");
+                return self.turn_away(group, effects);
+            }
+        }
+        if !arriving.waits.is_empty() {
+            return;
+        }
+        if let Some(arriving) = self.stop_waiting(group) {
+            let Arriving {
+                from,
+                header,
+                staged,
+                ..
+            } = arriving;
+            self.on_snapshot(from, header, staged, effects);
+        }
+    }
+
+    fn stop_waiting(&mut self, group: GroupId) -> Option<Arriving> {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.ranges.awaits_snapshot = false;
+        }
+        self.touch(group);
+        self.arriving.remove(&group)
+    }
+
+    /// A snapshot that waits for other groups to stop is not installed.
+    pub(super) fn turn_away(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(arriving) = self.stop_waiting(group) else {
+            return;
+        };
+        let stopped = arriving.staged.subsumes.iter().map(|it| it.group);
+        for right in stopped.chain(arriving.waits) {
+            self.release(group, right);
+        }
+        effects.applies.push(ApplyTask::Discard(arriving.staged));
     }
 
     /// The left neighbour's replica does not take it over here after all.
@@ -193,7 +312,17 @@ impl Worker {
 
 fn has_everywhere(replica: &Replica, index: Index) -> bool {
     let others = replica.node.matched_by_all();
-    replica.node.applied() >= index && others.is_none_or(|matched| matched >= index)
+    replica.applied() >= index && others.is_none_or(|matched| matched >= index)
+}
+
+/// A snapshot that waits for the groups that it takes over.
+#[derive(Debug)]
+pub(super) struct Arriving {
+    from: StoreId,
+    header: SnapshotHeader,
+    staged: StagedSnapshot,
+    /// Those that have not stopped yet.
+    waits: Vec<GroupId>,
 }
 
 /// What the left one needs of its right neighbour before the command can have its effect.
@@ -221,7 +350,7 @@ pub(super) fn stop_neighbour(
         let subsumer = Subsumer {
             left: replica.group,
             worker,
-            at: frozen.at,
+            at: Some(frozen.at),
             answered: false,
         };
         let right = Box::new(right.clone());

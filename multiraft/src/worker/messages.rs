@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use polyraft_core::{EntryId, Message, Payload, ReplicaId, StepError, planted};
 
 use super::{Counters, Worker};
-use crate::effects::{Effects, LaneKey};
+use crate::effects::{ApplyTask, Effects, LaneKey};
 use crate::env::{Body, GroupMessage, Lost, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
 use crate::group::{GroupId, StoreId};
@@ -246,26 +246,34 @@ impl Worker {
         let group = header.group;
         let wanted = self.admit(from, group, &header.message, effects);
         let Some(replica) = self.replicas.get_mut(&group).filter(|_| wanted) else {
-            return effects
-                .applies
-                .push(crate::effects::ApplyTask::Discard(staged));
+            return self.refuse_snapshot(group, staged, effects);
         };
         let ranges = &replica.ranges;
         let busy = ranges.is_unsettled() || ranges.merging.is_some();
+        let busy = busy || self.arriving.contains_key(&group);
         if busy || !matches!(replica.install, Install::None) {
-            return effects
-                .applies
-                .push(crate::effects::ApplyTask::Discard(staged));
+            return self.refuse_snapshot(group, staged, effects);
         }
         let range = staged.state.descriptor.range.as_ref();
-        if let Err(taken) = self.shared.registry.offer(group, range) {
+        if staged.subsumes.is_empty() {
+            let overlapping = self.shared.registry.overlapping(group, range);
+            let router = &self.shared.router;
+            let known = overlapping.iter().map(|other| router.descriptor(*other));
+            let gone = known
+                .flatten()
+                .filter(|other| staged.state.descriptor.has_subsumed(other));
+            let gone: Vec<_> = gone.collect();
+            if !gone.is_empty() && gone.len() == overlapping.len() {
+                return self.stop_subsumed(from, header, staged, gone);
+            }
+        }
+        let subsumed: Vec<GroupId> = staged.subsumes.iter().map(|it| it.group).collect();
+        if let Err(taken) = self.shared.registry.offer(group, range, &subsumed) {
             // Its data would lie over the other's. The leader tries again, and one of the two may
             // be gone by then.
             Counters::add(&self.shared.counters.messages_refused, 1);
             tracing::warn!(%group, %from, %taken, "snapshot refused");
-            return effects
-                .applies
-                .push(crate::effects::ApplyTask::Discard(staged));
+            return self.refuse_snapshot(group, staged, effects);
         }
         replica.learn_route(header.message.from, from);
         replica.install = Install::Offered(staged);
@@ -278,6 +286,13 @@ impl Worker {
             Err(error) => tracing::warn!(%group, %from, %error, "snapshot refused"),
             Ok(()) => {}
         }
+    }
+
+    fn refuse_snapshot(&mut self, group: GroupId, staged: StagedSnapshot, effects: &mut Effects) {
+        for right in &staged.subsumes {
+            self.release(group, right.group);
+        }
+        effects.applies.push(ApplyTask::Discard(staged));
     }
 
     /// Leaders stop to send ahead of what a store acknowledges, until it answers again.

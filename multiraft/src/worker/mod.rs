@@ -121,6 +121,8 @@ pub struct Worker {
     unsettled: BTreeSet<GroupId>,
     /// Groups whose end waits for that.
     doomed: BTreeSet<GroupId>,
+    /// Snapshots that wait for the groups that they take over.
+    arriving: GroupMap<merges::Arriving>,
     /// For this and other workers.
     outbox: Vec<(usize, Input)>,
     /// Requests for votes of groups that are being born.
@@ -145,6 +147,7 @@ impl Worker {
             dying: GroupSet::default(),
             unsettled: BTreeSet::new(),
             doomed: BTreeSet::new(),
+            arriving: GroupMap::default(),
             outbox: Vec::new(),
             early: VecDeque::new(),
             up: BTreeSet::new(),
@@ -266,7 +269,7 @@ impl Worker {
                 left,
                 right,
                 result,
-            } => self.on_subsumable(left, right, result),
+            } => self.on_subsumable(left, right, result, effects),
             Input::Released { left, right } => self.on_released(left, right),
             Input::Subsumed(group) => self.on_subsumed(group, effects),
             Input::Durable(flush) => self.on_durable(flush, effects),

@@ -120,6 +120,10 @@ impl Worker {
             }
         }
         replica.ranges.held.clear();
+        if !replica.ranges.subsuming.is_empty() {
+            absorbed.append(&mut replica.ranges.subsuming);
+            self.shared.registry.withdraw(group);
+        }
         for right in absorbed {
             self.release(group, right);
         }
@@ -140,6 +144,7 @@ impl Worker {
             } else {
                 effects.flush = true;
             }
+            self.answer_subsumer(group);
             for shift in shifts {
                 match shift.absorbs {
                     Some(right) => self.bury_neighbour(group, right, &shift, effects),
@@ -271,7 +276,8 @@ impl Worker {
         Some(Responder::new(|| Err(Reject::Ambiguous), answer_all))
     }
 
-    /// Puts the end of a replica off while groups wait for the data that it gave them. False: none do.
+    /// Puts the end of a replica off while its data is about to change hands: while groups wait for what it gave
+    /// them, or a snapshot of another range is being installed. False: nothing of that.
     pub(super) fn put_off_end(
         &mut self,
         group: GroupId,
@@ -281,7 +287,7 @@ impl Worker {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return false;
         };
-        if !replica.ranges.is_unsettled() {
+        if !replica.is_in_between() {
             return false;
         }
         let doom = replica.ranges.doomed.get_or_insert_with(|| Doom {
@@ -302,7 +308,7 @@ impl Worker {
                 self.doomed.remove(&group);
                 continue;
             };
-            if replica.ranges.is_unsettled() {
+            if replica.is_in_between() {
                 continue;
             }
             self.doomed.remove(&group);
@@ -342,7 +348,7 @@ pub(super) fn holds_back(replica: &Replica) -> bool {
     } else {
         Index(0)
     };
-    replica.leads() && replica.node.applied() < log.last_command().max(own)
+    replica.leads() && applied_or_void(replica) < log.last_command().max(own)
 }
 
 /// Whether a leader has a change of membership in its log that is not applied.
@@ -350,7 +356,7 @@ fn is_changing(replica: &Replica) -> bool {
     let log = replica.node.storage();
     !replica.changes.is_empty()
         || log.conf_state().is_joint()
-        || replica.node.applied() < log.last_change()
+        || applied_or_void(replica) < log.last_change()
 }
 
 /// The state as of the last entry that is applied.
@@ -365,11 +371,31 @@ pub(super) fn applied_state(replica: &Replica) -> AppliedState {
 
 /// The last entry that is applied, or has no effect because the group is frozen.
 pub(super) fn applied_or_void(replica: &Replica) -> Index {
-    let applied = replica.node.applied();
-    match replica.ranges.held.back() {
-        Some(last) if replica.ranges.steps.is_empty() && is_frozen(replica) => last.index,
-        _ => applied,
+    if replica.descriptor.frozen.is_some() && is_frozen(replica) {
+        return replica.node.applied();
     }
+    replica.applied()
+}
+
+/// What is behind a freeze is as good as applied: the core hands out more, among which may be a thaw.
+fn pass_over(replica: &mut Replica) -> Result<(), String> {
+    let void = replica.descriptor.frozen.is_some() && replica.ranges.steps.is_empty();
+    if !void || !is_frozen(replica) {
+        return Ok(());
+    }
+    let applied = replica.node.applied();
+    let held = replica.ranges.held.iter();
+    let new = held.filter(|entry| entry.index > applied);
+    let (mut last, mut bytes) = (applied, 0);
+    for entry in new {
+        last = entry.index;
+        bytes += entry.size();
+    }
+    if last == applied {
+        return Ok(());
+    }
+    let passed = replica.node.on_applied(last, bytes);
+    passed.map_err(|error| error.to_string())
 }
 
 /// Whether the entries that wait behind a freeze end it. Nothing else behind it has any effect, and is not
@@ -388,8 +414,10 @@ fn is_frozen(replica: &Replica) -> bool {
         let after = step.result.as_ref().ok().and_then(|groups| groups.first());
         after.is_some_and(|after| after.frozen.is_some())
     };
-    let about_to = replica.ranges.steps.back().is_some_and(freezes);
-    about_to || replica.descriptor.frozen.is_some() && !is_thawed(replica)
+    let about_to = replica.ranges.steps.iter().any(freezes);
+    let subsumer = replica.ranges.subsumer.as_ref();
+    let subsumed = subsumer.is_some_and(|subsumer| subsumer.at.is_none());
+    about_to || subsumed || replica.descriptor.frozen.is_some() && !is_thawed(replica)
 }
 
 fn propose_range(
@@ -476,7 +504,7 @@ pub(super) fn hand_out(
             apply(replica, worker, entries, effects);
             continue;
         }
-        if replica.node.applied().next() != first.index {
+        if replica.applied().next() != first.index {
             break;
         }
         let entry = first.clone();
@@ -485,7 +513,7 @@ pub(super) fn hand_out(
         }
         replica.ranges.held.pop_front();
     }
-    Ok(())
+    pass_over(replica)
 }
 
 /// Decides what a command does, and has it done. False: not yet.
@@ -523,6 +551,9 @@ fn begin_command(
             (Ok(all), Some(shift), Some((after, Some(change))))
         }
         Ok(RangeOutcome::Merged { left, right }) => {
+            if replica.ranges.awaits_snapshot {
+                return Ok(false);
+            }
             let right_worker = shared.router.worker_of(right.group);
             let stopped = stop_neighbour(replica, worker, id, &right, right_worker, effects)?;
             let Neighbour::Stopped(right) = stopped else {
@@ -544,6 +575,7 @@ fn begin_command(
         // Before its data moves: who reads it now must not take what is gone for what never was.
         shared.router.announce(replica.group, after.epoch.range);
     }
+    replica.ranges.handed = id.index;
     replica.ranges.steps.push_back(Step { id, result, shift });
     let lost = replica.not_leader();
     let _none = replica

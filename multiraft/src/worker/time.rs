@@ -98,7 +98,7 @@ impl Worker {
             if replica.id != id || replica.quarantined.is_some() || replica.is_installing() {
                 continue;
             }
-            replica.flushed = replica.flushed.max(flushed.min(replica.node.applied()));
+            replica.flushed = replica.flushed.max(flushed.min(replica.applied()));
             let Some(to) = truncation_point(replica, keep) else {
                 continue;
             };

@@ -1,5 +1,5 @@
 //! Everything at once, by seed: crashes, power cuts, full disks, failed syncs, a bad network, changes of
-//! membership, groups that come, split and go. Then peace, and every promise is checked.
+//! membership, groups that come, split, merge and go. Then peace, and every promise is checked.
 //!
 //! `POLYRAFT_CHAOS_SEEDS=1000` runs so many seeds; `POLYRAFT_CHAOS_FIRST=17` begins with that one.
 
@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use polyraft_core::{ConfChangeKind, ReplicaId, RoleName, Transition};
 use polyraft_multiraft::env::conformance::{Rng, SeamFault};
 use polyraft_multiraft::{
-    GroupDescriptor, GroupId, HostConfig, MemberChange, Reject, Responder, SplitPiece, StoreId,
+    GroupDescriptor, GroupId, HostConfig, MemberChange, Merging, Reject, Responder, SplitPiece,
+    StoreId,
 };
 
 use crate::cluster::Cluster;
+use crate::merges::Driver;
 use crate::network::Weather;
 
 const STORES: u64 = 5;
@@ -28,23 +30,25 @@ fn number(variable: &str, default: u64) -> u64 {
 #[test]
 fn chaos_keeps_every_promise() {
     let first = number("POLYRAFT_CHAOS_FIRST", 0);
-    let mut total = [0; 5];
+    let mut total = [0; 6];
     for seed in first..first + number("POLYRAFT_CHAOS_SEEDS", 50) {
-        let (summary, splits) = Chaos::new(seed).run();
+        let (summary, splits, merges) = Chaos::new(seed).run();
         let counts = [
             summary.written,
             summary.read,
             summary.ambiguous,
             summary.refused,
             splits,
+            merges,
         ];
         for (sum, count) in total.iter_mut().zip(counts) {
             *sum += count;
         }
     }
-    let [written, read, ambiguous, refused, splits] = total;
+    let [written, read, ambiguous, refused, splits, merges] = total;
     println!(
-        "{written} written, {read} read, {ambiguous} ambiguous, {refused} refused, {splits} splits"
+        "{written} written, {read} read, {ambiguous} ambiguous, {refused} refused, \
+         {splits} splits, {merges} merges"
     );
     assert!(
         total.iter().all(|count| *count > 0),
@@ -63,6 +67,7 @@ struct Chaos {
     next_group: u64,
     /// Splits that were made, as far as was heard.
     splits: Arc<AtomicU64>,
+    merges: Vec<Driver>,
 }
 
 impl Drop for Chaos {
@@ -117,24 +122,29 @@ impl Chaos {
             gone: BTreeSet::new(),
             next_group: GROUPS + 1,
             splits: Arc::default(),
+            merges: Vec::new(),
         }
     }
 
-    fn run(mut self) -> (crate::history::Summary, usize) {
+    fn run(mut self) -> (crate::history::Summary, usize, usize) {
         for _ in 0..ROUNDS {
             self.round();
             let steps = self.rng.below(30);
             for _ in 0..steps {
                 self.cluster.step();
+                self.drive_merges();
             }
         }
         self.peace();
+        self.finish_merges();
         self.settle();
         self.cluster.settle_and_check();
         self.check_gone();
+        self.check_merged();
         let splits = self.splits.load(Ordering::SeqCst);
         let splits = usize::try_from(splits).expect("they are few");
-        (self.cluster.history.summary(), splits)
+        let merges = self.cluster.merged().len();
+        (self.cluster.history.summary(), splits, merges)
     }
 
     fn round(&mut self) {
@@ -164,6 +174,7 @@ impl Chaos {
             14 => self.create(),
             15 => self.destroy(),
             16 | 17 => self.split(),
+            18 => self.merge(),
             _ => {}
         }
     }
@@ -287,16 +298,86 @@ impl Chaos {
         handle.split(group, descriptor.epoch, pieces, respond);
     }
 
+    /// Begins to merge two neighbours, as somebody knows them, or gives up a merge.
+    fn merge(&mut self) {
+        if self.rng.percent(20)
+            && let Some(driver) = self.merges.last_mut()
+        {
+            return driver.give_up();
+        }
+        let right = self.some_group();
+        let handles = self.cluster.nodes.values().filter_map(|node| node.handle());
+        let known: Vec<_> = handles.flat_map(|handle| handle.descriptors()).collect();
+        let own = known.iter().find(|descriptor| descriptor.group == right);
+        let Some(range) = own.and_then(|descriptor| descriptor.range.clone()) else {
+            return;
+        };
+        let touches = |left: &&Arc<GroupDescriptor>| {
+            let left = left.range.as_ref();
+            left.is_some_and(|left| left.end.as_ref() == Some(&range.start))
+        };
+        if let Some(left) = known.iter().find(touches) {
+            let merging = Merging::new(left.group, right, range.start.clone());
+            self.merges.push(Driver::new(merging));
+        }
+    }
+
+    fn drive_merges(&mut self) {
+        for driver in &mut self.merges {
+            driver.drive(&self.cluster);
+        }
+        self.merges.retain(|driver| !driver.is_done());
+    }
+
+    /// Nobody stays frozen: those who drove merges go on, and somebody takes over what nobody drives.
+    fn finish_merges(&mut self) {
+        let mut quiet = 0;
+        for step in 0..12_000 {
+            self.drive_merges();
+            self.cluster.step();
+            if step % 400 != 399 {
+                continue;
+            }
+            let frozen = self.cluster.frozen();
+            // Some ask for what cannot be said any more: who owned a border that is no more.
+            self.merges.iter_mut().for_each(Driver::give_up);
+            quiet = if frozen.is_empty() { quiet + 1 } else { 0 };
+            if quiet > 2 {
+                return self.merges.clear();
+            }
+            // Two may drive the same. Members may differ by now, so what can be merged no more is undone.
+            for merging in frozen.iter().filter_map(Merging::of_frozen) {
+                let mut driver = Driver::new(merging);
+                driver.give_up();
+                self.merges.push(driver);
+            }
+        }
+        self.cluster
+            .until("nobody is frozen", 1, |cluster| cluster.frozen().is_empty());
+    }
+
+    /// What was merged is nowhere, and the others have its keys.
+    fn check_merged(&mut self) {
+        for group in self.cluster.merged() {
+            let name = format!("group {group} is gone");
+            self.cluster
+                .until(&name, 600, |cluster| cluster.is_gone(group));
+        }
+    }
+
     /// Groups that splits have made are groups as any other; one may still be under way.
     fn settle(&mut self) {
         loop {
+            let merged = self.cluster.merged();
             let found = self.cluster.present();
-            let found = found.into_iter().filter(|group| !self.gone.contains(group));
-            let before = self.cluster.groups.len();
-            self.cluster.groups.extend(found);
-            if self.cluster.groups.len() == before {
+            let found = found
+                .into_iter()
+                .filter(|group| !self.gone.contains(group) && !merged.contains(group));
+            let found: BTreeSet<GroupId> = found.collect();
+            if self.cluster.groups == found {
                 return;
             }
+            self.cluster.groups = found;
             self.cluster.settle();
         }
     }

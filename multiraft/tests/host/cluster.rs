@@ -477,6 +477,26 @@ impl Cluster {
         handles.len() == self.nodes.len() && !data && !handles.values().any(here)
     }
 
+    /// Groups that were merged into others.
+    pub(crate) fn merged(&self) -> BTreeSet<GroupId> {
+        let witness = self.witness.lock().expect("nobody panics with it");
+        witness.merged.values().map(|(group, _)| *group).collect()
+    }
+
+    /// Groups that are frozen as the newest of their replicas knows it, and that are not merged.
+    pub(crate) fn frozen(&self) -> Vec<GroupDescriptor> {
+        let merged = self.merged();
+        let mut newest: BTreeMap<GroupId, GroupDescriptor> = BTreeMap::new();
+        for descriptor in self.handles().into_values().flat_map(|it| it.descriptors()) {
+            let known = newest.entry(descriptor.group).or_default();
+            if descriptor.epoch.range >= known.epoch.range {
+                *known = GroupDescriptor::clone(&descriptor);
+            }
+        }
+        let frozen = newest.into_values().filter(|it| it.frozen.is_some());
+        frozen.filter(|it| !merged.contains(&it.group)).collect()
+    }
+
     /// Groups that have data anywhere.
     pub(crate) fn present(&self) -> BTreeSet<GroupId> {
         let nodes = self.nodes.values();

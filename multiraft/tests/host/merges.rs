@@ -34,8 +34,13 @@ impl Driver {
         }
     }
 
+    /// Whether it may go on from one group to the next by itself.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done.is_some()
+    }
+
     /// What was looked at before does not count any more; what was proposed may still happen.
-    fn give_up(&mut self) {
+    pub(crate) fn give_up(&mut self) {
         self.merging.give_up();
         if !matches!(self.waits, Some(Waits::Propose(_))) {
             self.waits = None;
@@ -360,6 +365,61 @@ fn who_was_away_follows_by_its_log() {
         }
         check_gone(&mut cluster);
         assert_eq!(cluster.handle(away).stats().snapshots_installed, 0);
+    }
+}
+
+/// It slept through the merge, and maybe through a split behind it; logs are truncated by then, so the left one's
+/// snapshot takes over what is here of the right one.
+#[test]
+fn who_was_away_follows_by_a_snapshot() {
+    for seed in 0..12u64 {
+        let mut cluster = neighbours(seed, |config| {
+            config.workers = 1 + (seed % 2) as usize;
+            config.appliers = 1 + (seed / 2 % 2) as usize;
+            config.truncate_keep_entries = 0;
+        });
+        let leader = cluster.leader(LEFT).expect("it has a leader").0;
+        let away = StoreId(1 + leader % 3);
+        let mut driver = driver(&cluster);
+        for _ in 0..4_000 {
+            driver.drive(&cluster);
+            cluster.step();
+            if let MergeStep::Propose {
+                command: RangeCommand::Merge { .. },
+                ..
+            } = driver.merging.next()
+            {
+                break;
+            }
+        }
+        cluster.crash(away, seed % 3 == 0);
+        unite(&mut cluster, &mut driver);
+        cluster.groups.remove(&RIGHT);
+        // Not at all, before, at, or behind the border that was.
+        let border = [None, Some(50), Some(100), Some(150)][(seed % 4) as usize];
+        if let Some(border) = border {
+            cluster
+                .split(LEFT, &[(border, 103)])
+                .expect("it is possible");
+            cluster.elect();
+        }
+        for _ in 0..5 {
+            cluster.written(LEFT);
+        }
+        for store in 1..=3 {
+            cluster.node(store).flush();
+        }
+        cluster.ticks(5);
+        cluster.start(away);
+        assert!(cluster.handle(away.0).summary(RIGHT).is_some());
+        if seed % 4 == 1 {
+            for _ in 0..seed * 3 {
+                cluster.step();
+            }
+            cluster.crash(away, true);
+            cluster.start(away);
+        }
+        check_gone(&mut cluster);
     }
 }
 

@@ -28,6 +28,7 @@ pub fn merges<S: DataSubject>(new: impl Fn() -> S) {
     a_merge_comes_and_goes_as_a_whole(&new());
     what_was_split_can_be_merged_and_split_again(&new());
     a_snapshot_takes_its_neighbours_with_it(&new(), &new());
+    what_a_snapshot_takes_and_does_not_keep_is_gone(&new(), &new());
 }
 
 /// Group 1 has three parts here: up to `k`, up to `p`, and the rest.
@@ -342,6 +343,36 @@ fn what_was_split_can_be_merged_and_split_again<S: DataSubject>(s: &S) {
         .map(|group| live::<S>(&machine, group).is_some())
         .to_vec();
     assert_eq!(groups, [true, true, false, true]);
+}
+
+/// The same from behind another split, by which a part of the neighbour's keys belongs to a third group.
+fn what_a_snapshot_takes_and_does_not_keep_is_gone<S: DataSubject>(one: &S, two: &S) {
+    let (from, to) = (divided(one, [true, true]), divided(two, [true, true]));
+    turn_of(two, &to, &middle(), 2, &[("n", "old")]);
+    let mut items = [merge(one, 8, united(), begun(middle()))];
+    from.apply(&mut items).expect("there is room");
+    let (mut kept, mut third) = (part(1, "", Some("m")), part(7, "m", Some("p")));
+    (kept.epoch.range, third.epoch.range) = (3, 3);
+    let again = ApplyItem {
+        state: at(kept.clone(), 10),
+        membership_changed: true,
+        range_change: Some(RangeChange::Split {
+            rights: vec![SplitRight {
+                state: begun(third.clone()),
+                keep: true,
+            }],
+        }),
+        ..item(one, 1, 9, &[])
+    };
+    from.apply(&mut [again]).expect("there is room");
+    let (mut staged, _) = transfer::<S>(&from, &to, 1, 100);
+    staged.subsumes = vec![middle()];
+    to.restore(&staged).expect("there is room");
+    assert_eq!(show_range(two, &to, &kept), "a=1 b=4 k=2");
+    assert_eq!(show_range(two, &to, &third), "", "nobody has it here now");
+    let (to, states) = reopened(two, to);
+    assert!(states.contains(&at(kept, 10)), "{states:?}");
+    assert_eq!(show_range(two, &to, &third), "");
 }
 
 /// The left one's replica here missed the merge, and is given a snapshot from behind it.
