@@ -363,8 +363,9 @@ impl<S: Storage> RaftNode<S> {
         })
     }
 
-    /// An entry is known to be committed, and not from a leader of this group: what it says was done elsewhere
-    /// could not have been done otherwise. False: it is not in the log, and nothing has changed.
+    /// An entry is known to be committed, and not from a leader of this group: what it says was
+    /// done elsewhere could not have been done otherwise. False: it is not in the log, and nothing
+    /// has changed.
     ///
     /// # Errors
     /// As [`tick`](Self::tick).

@@ -151,9 +151,10 @@ impl GroupDescriptor {
             .map(|member| member.replica)
     }
 
-    /// Whether this group shows that the other one, as it was known last, is no more. The owners of a key follow
-    /// each other by generation, and a group owns its first key for all its life: if that has a later owner, it
-    /// was merged. This group has its data then, but for what it has split off since.
+    /// Whether this group shows that the other one, as it was known last, is no more. The owners of
+    /// a key follow each other by generation, and a group owns its first key for all its life: if
+    /// that has a later owner, it was merged. This group has its data then, but for what it has
+    /// split off since.
     #[must_use]
     pub(crate) fn has_subsumed(&self, other: &Self) -> bool {
         let (Some(range), Some(gone)) = (&self.range, &other.range) else {

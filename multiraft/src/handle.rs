@@ -250,7 +250,8 @@ impl HostHandle {
         );
     }
 
-    /// The descriptor of a group, frozen or not, linearizably (leader only): it is not older than the request.
+    /// The descriptor of a group, frozen or not, linearizably (leader only): it is not older than
+    /// the request.
     pub fn look(&self, group: GroupId, respond: Responder<Result<Arc<GroupDescriptor>, Reject>>) {
         let answer = move |result: Result<ReadPermit, Reject>| {
             respond.answer(result.map(|permit| permit.descriptor));
@@ -269,10 +270,10 @@ impl HostHandle {
         self.request(group, Input::Admin(Admin::Settled { group, at, respond }));
     }
 
-    /// Splits a group's range (leader only): the keys from each piece's start on belong to a new group, with
-    /// replicas on the same stores. Refused if the group's epoch is not `expected` any more. Answered
-    /// when the group has given the keys up, with its new descriptor and those of the new groups, by range; those
-    /// begin a little later, when that is durable.
+    /// Splits a group's range (leader only): the keys from each piece's start on belong to a new
+    /// group, with replicas on the same stores. Refused if the group's epoch is not `expected` any
+    /// more. Answered when the group has given the keys up, with its new descriptor and those of
+    /// the new groups, by range; those begin a little later, when that is durable.
     ///
     /// Numbers of new groups must never have been used before: a store on which one was is left without that
     /// range.
@@ -286,8 +287,9 @@ impl HostHandle {
         self.change_range(group, RangeCommand::Split { expected, pieces }, respond);
     }
 
-    /// Proposes a command that changes a group's range (leader only). Answered when it has its effect, with the
-    /// descriptors of all groups that came out of it, by range, or with why it has none.
+    /// Proposes a command that changes a group's range (leader only). Answered when it has its
+    /// effect, with the descriptors of all groups that came out of it, by range, or with why it has
+    /// none.
     pub fn change_range(
         &self,
         group: GroupId,

@@ -123,8 +123,8 @@ pub(crate) fn recover(
     for state in env.state_machine.recover()? {
         states.insert(state.descriptor.group, state);
     }
-    // An earlier host may have used the same state machine: what that has applied must be durable before anybody
-    // relies on which group has which keys.
+    // An earlier host may have used the same state machine: what that has applied must be durable
+    // before anybody relies on which group has which keys.
     let merged = env.state_machine.merged()?;
     env.state_machine.flush()?;
     bury_merged(env, &mut found, &merged)?;
@@ -169,10 +169,11 @@ fn bury_merged(env: &HostEnv, found: &mut Recovered, merged: &[GroupId]) -> Resu
     Ok(())
 }
 
-/// Data without a replica. A removal was cut short after its tombstone, or a first snapshot was installed before
-/// the replica's record was durable: both are removed, since nothing was promised to anybody. Or a group's
-/// beginning, by creation or split, was cut short before its record was written: that is finished, since
-/// the other members count on the data that all of them began with.
+/// Data without a replica. A removal was cut short after its tombstone, or a first snapshot was
+/// installed before the replica's record was durable: both are removed, since nothing was promised
+/// to anybody. Or a group's beginning, by creation or split, was cut short before its record was
+/// written: that is finished, since the other members count on the data that all of them began
+/// with.
 fn settle_orphans(
     env: &HostEnv,
     config: &HostConfig,

@@ -7,9 +7,10 @@
 //! 1. [`Inbox::take`] has what requests, messages and completions have come to a worker;
 //!    [`Worker::pass`] turns them into [`Effects`].
 //! 2. [`Effects::sends`] go to the transport, [`Effects::writes`] to [`LogWriter::drain`],
-//!    [`Effects::applies`] to the applier at [`HostParts::applier_of`] the group, [`Effects::fetches`]
-//!    to [`fetch`], [`Effects::snapshots`] to [`send_snapshot`]: each in order, and whenever it likes.
-//!    [`Effects::inputs`] go to [`HostParts::complete`], and [`Effects::flush`] asks for [`HostParts::flush`].
+//!    [`Effects::applies`] to the applier at [`HostParts::applier_of`] the group,
+//!    [`Effects::fetches`] to [`fetch`], [`Effects::snapshots`] to [`send_snapshot`]: each in
+//!    order, and whenever it likes. [`Effects::inputs`] go to [`HostParts::complete`], and
+//!    [`Effects::flush`] asks for [`HostParts::flush`].
 //! 3. What comes out goes back with [`HostParts::complete`]; [`HostParts::written`] and
 //!    [`HostParts::applied`] do that for writer and appliers.
 //! 4. Time is [`HostParts::tick`]; housekeeping is [`HostParts::flush`] and

@@ -1,5 +1,5 @@
-//! Arbitrary bytes where descriptors, applied states and range commands are read: what is understood means those bytes and
-//! no others, and nothing needs more memory than it has bytes for.
+//! Arbitrary bytes where descriptors, applied states and range commands are read: what is
+//! understood means those bytes and no others, and nothing needs more memory than it has bytes for.
 
 use std::sync::Arc;
 

@@ -80,8 +80,8 @@ pub struct Subsumer {
     pub left: GroupId,
     /// Its worker.
     pub worker: usize,
-    /// The freeze: everything up to it is to be applied. None: the left neighbour has a snapshot that contains
-    /// this group's data, whatever of it is here.
+    /// The freeze: everything up to it is to be applied. None: the left neighbour has a snapshot
+    /// that contains this group's data, whatever of it is here.
     pub at: Option<EntryId>,
     /// It has been told.
     pub answered: bool,

@@ -1,11 +1,12 @@
 //! A group takes over its right neighbour's keys: what the two replicas of one store say to each other, each
 //! on its own worker.
 //!
-//! When the command stands first in the left one's log, the left one asks the right one to stop. The right one
-//! takes no messages and is not ticked from then on. It has its freeze in its log, since whoever proposed the
-//! command has seen to that, and that it is committed the command itself says: so it applies up to
-//! there, and nothing behind it, and says what it has. Then the left one's applier moves the data, which a
-//! crash may take back; when it cannot any more, the right one's replica ends for ever.
+//! When the command stands first in the left one's log, the left one asks the right one to stop.
+//! The right one takes no messages and is not ticked from then on. It has its freeze in its log,
+//! since whoever proposed the command has seen to that, and that it is committed the command itself
+//! says: so it applies up to there, and nothing behind it, and says what it has. Then the left
+//! one's applier moves the data, which a crash may take back; when it cannot any more, the right
+//! one's replica ends for ever.
 //!
 //! A snapshot of the left one from behind a merge that this store missed takes the right one over in the same
 //! way, as it is, whatever of it is here; the installation of that is durable at once.
@@ -140,8 +141,8 @@ impl Worker {
         }
     }
 
-    /// A snapshot contains the data of other groups of this store, which were merged into its own: it waits until
-    /// they have stopped.
+    /// A snapshot contains the data of other groups of this store, which were merged into its own:
+    /// it waits until they have stopped.
     pub(super) fn stop_subsumed(
         &mut self,
         from: StoreId,
@@ -299,8 +300,8 @@ impl Worker {
         self.wake(group);
     }
 
-    /// A replica that could still be taken over by its left neighbour is a lock on its keys: if it went, the left
-    /// one could not follow.
+    /// A replica that could still be taken over by its left neighbour is a lock on its keys: if it
+    /// went, the left one could not follow.
     pub(super) fn is_lock(&self, group: GroupId) -> bool {
         let Some(replica) = self.replicas.get(&group) else {
             return false;

@@ -276,8 +276,9 @@ impl Worker {
         Some(Responder::new(|| Err(Reject::Ambiguous), answer_all))
     }
 
-    /// Puts the end of a replica off while its data is about to change hands: while groups wait for what it gave
-    /// them, or a snapshot of another range is being installed. False: nothing of that.
+    /// Puts the end of a replica off while its data is about to change hands: while groups wait for
+    /// what it gave them, or a snapshot of another range is being installed. False: nothing of
+    /// that.
     pub(super) fn put_off_end(
         &mut self,
         group: GroupId,

@@ -368,8 +368,8 @@ fn who_was_away_follows_by_its_log() {
     }
 }
 
-/// It slept through the merge, and maybe through a split behind it; logs are truncated by then, so the left one's
-/// snapshot takes over what is here of the right one.
+/// It slept through the merge, and maybe through a split behind it; logs are truncated by then, so
+/// the left one's snapshot takes over what is here of the right one.
 #[test]
 fn who_was_away_follows_by_a_snapshot() {
     for seed in 0..12u64 {

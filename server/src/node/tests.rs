@@ -371,7 +371,8 @@ async fn clients_write_read_and_scan_while_ranges_split() {
     assert_eq!(groups, (1..=9).collect());
 }
 
-/// A group takes its neighbours' keys and sessions over, splits where it was merged, and is merged away itself.
+/// A group takes its neighbours' keys and sessions over, splits where it was merged, and is merged
+/// away itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn clients_write_read_and_scan_while_ranges_split_and_merge() {
     let steps = [

@@ -1,4 +1,5 @@
-//! What every state machine must keep of its promises when ranges change: data of groups that split and merge.
+//! What every state machine must keep of its promises when ranges change: data of groups that split
+//! and merge.
 
 use std::sync::Arc;
 
