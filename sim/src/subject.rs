@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use polyraft_multiraft::env::StateMachine;
-use polyraft_multiraft::{GroupDescriptor, GroupId, StoreId};
+use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange, StoreId};
 
 use crate::disk::SimDisk;
 use crate::rng::Rng;
@@ -104,6 +104,19 @@ pub trait Subject: Send + Sync + 'static {
     /// groups have none, and their keys are any.
     fn ranges(&self) -> bool {
         false
+    }
+
+    /// For groups that have ranges: the key that an operation is about, where `range` is that of the group
+    /// that was asked for, before any split; an operation on many keys goes to the group with this one.
+    fn key(&self, operation: &Operation, range: &KeyRange) -> Bytes {
+        let _ = operation;
+        range.start.clone()
+    }
+
+    /// The keys at which a range may be split, ascending. By default it may not be.
+    fn split_keys(&self, range: &KeyRange) -> Vec<Bytes> {
+        let _ = range;
+        Vec::new()
     }
 
     /// What a client asks of a group next. `number` counts what this client has asked so far.

@@ -6,7 +6,7 @@
 //! reply:   index u64 | 'P' | 'D' | 'C' swapped u8, seen | 'A' value u64 | 'M' (malformed)
 //!              | 'E' (the key is elsewhere)
 //! query:   '?' | 'g' key u8 | 's'
-//! answer:  '=' | value, one for 'g', one per key for 's'
+//! answer:  '=' value, for 'g' | '#' | key u8, value, for each key of the range, for 's'
 //! ```
 //!
 //! `expected`, `seen` and values are `0`, or `1` and a u64.
@@ -216,6 +216,28 @@ pub(super) fn take_answer(output: &Bytes) -> Option<Vec<Option<u64>>> {
     Some(values)
 }
 
+pub(super) fn scan_answer(values: impl IntoIterator<Item = (u8, Option<u64>)>) -> Bytes {
+    let mut out = BytesMut::from(b"#".as_slice());
+    for (key, value) in values {
+        out.put_u8(key);
+        put_value(&mut out, value);
+    }
+    out.freeze()
+}
+
+/// The keys of a range with their values, ascending.
+pub(super) fn take_scan(output: &Bytes) -> Option<Vec<(u8, Option<u64>)>> {
+    let mut rest = output.clone();
+    (rest.try_get_u8().ok()? == b'#').then_some(())?;
+    let mut values = Vec::new();
+    while !rest.is_empty() {
+        values.push((rest.try_get_u8().ok()?, take_value(&mut rest)?));
+    }
+    let keys = values.iter().map(|(key, _)| *key);
+    let ascending = keys.clone().is_sorted_by(|one, next| one < next);
+    (ascending && keys.max().is_none_or(|key| key < KEYS)).then_some(values)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,6 +285,11 @@ mod tests {
         }
         let values = vec![None, Some(1)];
         assert_eq!(take_answer(&answer(values.clone())), Some(values));
+        let values = vec![(0, None), (2, Some(1))];
+        assert_eq!(take_scan(&scan_answer(values.clone())), Some(values));
+        for wrong in [vec![(1, None), (1, None)], vec![(KEYS, None)]] {
+            assert_eq!(take_scan(&scan_answer(wrong)), None);
+        }
         let other_key = Command {
             key: KEYS,
             change: Change::Delete,

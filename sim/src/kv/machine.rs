@@ -7,21 +7,32 @@ use polyraft_store::disk::DiskError;
 use polyraft_store::{Application, GroupTxn};
 
 use super::KEYS;
-use super::codec::{Command, Outcome, Query, Reply, answer};
+use super::codec::{Command, Outcome, Query, Reply, answer, scan_answer};
 use crate::kit::{GroupView, Readable};
 
 /// What the groups replicate: the application under the sessions.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KvApplication;
 
-/// Where a key of the group stands.
-pub(super) fn place(descriptor: &GroupDescriptor, key: u8) -> Vec<u8> {
-    let mut place = Vec::new();
-    if let Some(range) = &descriptor.range {
-        place.extend_from_slice(&range.start);
-    }
+/// Bytes in which all groups agree that a range was ever split into: their keys have the same names.
+const FAMILY: usize = 9;
+
+/// Where a key of the group, or of one that it was split from, stands.
+fn place(descriptor: &GroupDescriptor, key: u8) -> Vec<u8> {
+    let start = descriptor.range.as_ref().map(|range| range.start.as_ref());
+    place_from(start.unwrap_or_default(), key)
+}
+
+/// The same, from the first key of any of these ranges.
+pub(super) fn place_from(start: &[u8], key: u8) -> Vec<u8> {
+    let mut place = start[..start.len().min(FAMILY)].to_vec();
     place.extend_from_slice(&[b'/', b'k', b'0' + key]);
     place
+}
+
+fn is_here(descriptor: &GroupDescriptor, place: &[u8]) -> bool {
+    let range = descriptor.range.as_ref();
+    range.is_none_or(|range| range.contains(place))
 }
 
 pub(super) fn value(bytes: &[u8]) -> Result<u64, DiskError> {
@@ -41,6 +52,10 @@ impl Application for KvApplication {
             return reply(Outcome::Malformed);
         };
         let key = place(txn.descriptor(), key);
+        // The host sees to it that no command comes here that was meant for another range.
+        if !is_here(txn.descriptor(), &key) {
+            return reply(Outcome::Malformed);
+        }
         let before = txn.get(&key)?.map(|bytes| value(&bytes)).transpose()?;
         let (after, outcome) = change.of(before);
         match after {
@@ -68,19 +83,28 @@ impl Readable for KvApplication {
         let counter = |bytes: &Bytes| value(bytes).map_err(|error| error.to_string());
         let place = |key| place(view.descriptor(), key);
         match query {
+            Query::Get(key) if !is_here(view.descriptor(), &place(key)) => {
+                Err("the key is in another range".to_owned())
+            }
             Query::Get(key) => {
                 let found = view.get(&place(key))?;
                 Ok(answer([found.as_ref().map(counter).transpose()?]))
             }
             Query::Scan => {
+                let here = (0..KEYS).filter(|key| is_here(view.descriptor(), &place(*key)));
+                let mut values: Vec<(u8, Option<u64>)> = here.map(|key| (key, None)).collect();
                 let limit = usize::from(KEYS) + 1;
-                let mut values = [None; KEYS as usize];
-                for (name, bytes) in view.scan(&place(0), None, limit)? {
-                    let key = (0..KEYS).find(|key| place(*key) == name);
-                    let key = key.ok_or_else(|| format!("a key that nobody wrote: {name:?}"))?;
-                    values[usize::from(key)] = Some(counter(&bytes)?);
+                let start = values
+                    .first()
+                    .map(|(key, _)| place(*key))
+                    .unwrap_or_default();
+                for (name, bytes) in view.scan(&start, None, limit)? {
+                    let known = values.iter_mut().find(|(key, _)| place(*key) == name);
+                    let known =
+                        known.ok_or_else(|| format!("nobody wrote such a key: {name:?}"))?;
+                    known.1 = Some(counter(&bytes)?);
                 }
-                Ok(answer(values))
+                Ok(scan_answer(values))
             }
         }
     }

@@ -15,13 +15,13 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_multiraft::{GroupId, StoreId};
+use polyraft_multiraft::{GroupId, KeyRange, StoreId};
 use polyraft_store::sessions::{Envelope, Once, SessionId, SessionReply, Sessions};
 
 use self::codec::{
-    Change, Command, Outcome, Query, Reply, answer, put_value, take_answer, take_value,
+    Change, Command, Outcome, Query, Reply, answer, put_value, take_answer, take_scan, take_value,
 };
-use self::machine::{KvApplication, value, value_bytes};
+use self::machine::{KvApplication, place_from, value, value_bytes};
 use crate::disk::SimDisk;
 use crate::history::Register;
 use crate::kit;
@@ -167,6 +167,26 @@ impl Subject for Kv {
         true
     }
 
+    fn key(&self, operation: &Operation, range: &KeyRange) -> Bytes {
+        let key = match &operation.request {
+            Request::Command { data, .. } => Command::of(data).map(|command| command.key),
+            Request::Query(query) => match Query::decode(query) {
+                Some(Query::Get(key)) => Some(key),
+                Some(Query::Scan) | None => None,
+            },
+        };
+        match key {
+            Some(key) => place_from(&range.start, key).into(),
+            None => range.start.clone(),
+        }
+    }
+
+    fn split_keys(&self, range: &KeyRange) -> Vec<Bytes> {
+        let keys = (0..KEYS).map(|key| Bytes::from(place_from(&range.start, key)));
+        keys.filter(|key| *key > range.start && range.contains(key))
+            .collect()
+    }
+
     fn operation(&self, rng: &mut Rng, group: GroupId, client: u64, number: u64) -> Operation {
         Self::ask(rng, group, client, number, &Memory::default())
     }
@@ -241,15 +261,21 @@ impl Subject for Kv {
             )];
         }
         let group = String::from_utf8_lossy(&operation.object);
-        let values = take_answer(output).filter(|values| values.len() == usize::from(KEYS));
-        (0..KEYS)
-            .map(|key| {
-                // A malformed answer is the right one to nothing.
-                let value = values.as_ref().map(|values| values[usize::from(key)]);
-                let output = value.map_or_else(|| output.clone(), |value| answer([value]));
-                part(of_key(&group, key), Query::Get(key).encode(), output)
-            })
-            .collect()
+        match take_scan(output) {
+            Some(values) => values
+                .into_iter()
+                .map(|(key, value)| {
+                    let (object, query) = (of_key(&group, key), Query::Get(key).encode());
+                    part(object, query, answer([value]))
+                })
+                .collect(),
+            // A malformed answer is the right one to nothing.
+            None => vec![part(
+                of_key(&group, 0),
+                Query::Get(0).encode(),
+                output.clone(),
+            )],
+        }
     }
 
     fn step(&self, state: &Bytes, input: &Bytes, output: Option<&Bytes>) -> Option<Bytes> {
@@ -319,6 +345,9 @@ fn shown(bytes: &Bytes) -> Option<String> {
         return Some(format!("{query:?}"));
     }
     if let Some(values) = take_answer(bytes) {
+        return Some(format!("{values:x?}"));
+    }
+    if let Some(values) = take_scan(bytes) {
         return Some(format!("{values:x?}"));
     }
     if let Some(command) = Command::of(bytes) {
