@@ -425,6 +425,14 @@ impl HostHandle {
         self.inner.shared.router.descriptor(group)
     }
 
+    /// The generation of a group's range, without asking its worker: known before the data of a change moves,
+    /// and so before [`Self::descriptor`] says it. What was read from the group's data under a descriptor
+    /// counts only if this is the descriptor's generation afterwards.
+    #[must_use]
+    pub fn generation(&self, group: GroupId) -> Option<u64> {
+        self.inner.shared.router.generation(group)
+    }
+
     /// All descriptors as last applied here, ascending by group.
     #[must_use]
     pub fn descriptors(&self) -> Vec<Arc<GroupDescriptor>> {

@@ -6,7 +6,8 @@
 //! because it does not know what became of it is still one operation here, from the first invocation to
 //! the last answer: the subject promises that it has its effect once.
 //!
-//! Each object of each group is checked on its own, by the specification of the world's [`Subject`]:
+//! Each object of each group, with all that it was split into, is checked on its own, by the
+//! specification of the world's [`Subject`]:
 //!
 //! * [`LINEARIZABILITY`]: there is an order of the operations that respects real time and explains all
 //!   answers.
@@ -56,7 +57,7 @@ pub struct Ticket(usize);
 pub struct Entry {
     /// Who asked.
     pub client: u64,
-    /// Which group.
+    /// Which group, or family of groups that were split from one.
     pub group: GroupId,
     /// What.
     pub operation: Operation,
@@ -73,6 +74,8 @@ pub struct LocalCopy {
     pub store: StoreId,
     /// Grows with each start of the store.
     pub incarnation: u64,
+    /// Of which group, among those of the family.
+    pub group: GroupId,
     /// Which replica: another one if it was removed and came back.
     pub replica: ReplicaId,
 }

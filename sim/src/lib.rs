@@ -93,7 +93,9 @@
 //!   unknown outcomes can be too hard: [`Outcome::undecided`](world::Outcome::undecided) counts these.
 //! * **Queries** are also asked of replicas that do not lead, as of their own copy: it may lag, but never go
 //!   back. Those that [`Subject::operation`](subject::Subject::operation) draws are taken.
-//! * **Ranges.** Groups have none, unless [`Subject::ranges`](subject::Subject::ranges) says so.
+//! * **Ranges.** Groups have none, unless [`Subject::ranges`](subject::Subject::ranges) says so. Those that
+//!   have some are split at the keys that [`Subject::split_keys`](subject::Subject::split_keys) names, and an
+//!   operation goes to the group that has its [key](subject::Subject::key): no object may lie across a split.
 //! * **A state machine of your own.** What implements
 //!   [`StateMachine`](polyraft_multiraft::env::StateMachine) and [`Served`](subject::Served) can be opened.
 //!   It must keep its state on the [`SimDisk`](disk::SimDisk) that it is given and nowhere else, or crashes
@@ -105,7 +107,7 @@
 //!
 //! | checkers | what must be so |
 //! |---|---|
-//! | [`checkers`] (`names()` lists them) | the promises of Raft and of the host: one leader per term, logs that match, nothing acknowledged before it is durable, nothing committed lost, nothing left of destroyed replicas, limits that are kept; in the end equal contents on all members |
+//! | [`checkers`] (`names()` lists them) | the promises of Raft and of the host: one leader per term, logs that match, nothing acknowledged before it is durable, nothing committed lost, nothing left of destroyed replicas, limits that are kept; one owner of each key at a time, splits that happen at once or not at all; in the end equal contents on all members, and no key without a group |
 //! | `linearizability`, `stale-reads` ([`history`]) | one single copy of each object could have given all answers |
 //! | `liveness` | all groups serve, and all members have everything, within [`Plan::calm`](plan::Plan::calm) after the last fault |
 //! | `recovery`, `host-error`, `panic` | a store starts and goes on unless its disk has failed |

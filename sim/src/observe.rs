@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_core::ReplicaId;
 use polyraft_multiraft::env::{ApplyItem, GroupMessage, LogBatch, Recovered};
 use polyraft_multiraft::{
-    AppliedState, GroupDescriptor, GroupId, HostStats, ReplicaSummary, StoreId,
+    AppliedState, GroupDescriptor, GroupId, HostStats, KeyRange, ReplicaSummary, StoreId,
 };
 
 use crate::time::Nanos;
@@ -151,6 +152,36 @@ pub enum Observation<'a> {
         /// Which store.
         store: StoreId,
     },
+    /// A client proposes a command to a group.
+    Proposed {
+        /// Which.
+        group: GroupId,
+        /// Of the range for which the command is meant.
+        generation: u64,
+        /// The command.
+        data: &'a Bytes,
+    },
+    /// A client has leave to read.
+    Permitted {
+        /// Who.
+        client: u64,
+        /// What the group is as of then.
+        descriptor: &'a GroupDescriptor,
+        /// The key that it is about to read.
+        key: &'a Bytes,
+    },
+    /// A split was applied that nothing else was applied with: digests of all pairs of the range that the
+    /// group had, before and after, without those of new groups that do not begin on this store.
+    Divided {
+        /// Which store.
+        store: StoreId,
+        /// Which group.
+        group: GroupId,
+        /// Before.
+        before: u64,
+        /// After.
+        after: u64,
+    },
     /// An operator has asked for a group, or got rid of one.
     Group {
         /// Which.
@@ -166,10 +197,21 @@ pub struct End {
     /// Of every store that runs: its number, what it publishes, numbers, and what its disk
     /// contains of each group.
     pub stores: Vec<StoreEnd>,
-    /// Groups that operators have created and not destroyed.
+    /// Groups that operators have created and not destroyed, and what they were split into.
     pub groups: Vec<GroupId>,
+    /// Those with a range, by family.
+    pub families: Vec<FamilyEnd>,
     /// Replicas that are out of service, and why.
     pub quarantined: Vec<(StoreId, GroupId, String)>,
+}
+
+/// A group with all that it was split into. See [`End`].
+#[derive(Clone, Debug, Default)]
+pub struct FamilyEnd {
+    /// The keys of all of them; none if they have none in common with others.
+    pub range: Option<KeyRange>,
+    /// All numbers that were given out for them; not every one has come to be a group.
+    pub groups: Vec<GroupId>,
 }
 
 /// See [`End`].

@@ -67,6 +67,8 @@ pub enum Fault {
     Transfer,
     /// Groups are created and destroyed.
     Groups,
+    /// Groups are split.
+    Split,
     /// Applied data is flushed and logs truncated all the time.
     Truncation,
     /// Every limit is as small as it can be.
@@ -75,7 +77,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Delay,
         Self::Loss,
         Self::Duplication,
@@ -101,6 +103,7 @@ impl Fault {
         Self::Membership,
         Self::Transfer,
         Self::Groups,
+        Self::Split,
         Self::Truncation,
         Self::Limits,
     ];
@@ -134,6 +137,7 @@ impl Fault {
             Self::Membership => "membership",
             Self::Transfer => "transfer",
             Self::Groups => "groups",
+            Self::Split => "split",
             Self::Truncation => "truncation",
             Self::Limits => "limits",
         }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use polyraft_core::{Durable, Entry, Index};
 use polyraft_multiraft::env::{
-    ApplyItem, LogBatch, LogEngine, LogError, LogStats, Recovered, SnapshotSink, SnapshotSource,
-    StagedSnapshot, StateMachine, StateMachineError,
+    ApplyItem, LogBatch, LogEngine, LogError, LogStats, RangeChange, Recovered, SnapshotSink,
+    SnapshotSource, StagedSnapshot, StateMachine, StateMachineError,
 };
-use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, StoreId};
+use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, KeyRange, StoreId};
 use polyraft_store::RaftLog;
+use polyraft_store::disk::Cf;
 
 use crate::disk::SimDisk;
 use crate::observe::{Observation, Observer};
@@ -62,10 +63,52 @@ impl LogEngine for WatchedLog {
     }
 }
 
+/// A split that nothing else of its group is applied with: the keys of the parts that stay on this store are
+/// the same before and after.
+struct Divided {
+    group: GroupId,
+    parts: Vec<KeyRange>,
+}
+
+impl Divided {
+    fn of(item: &ApplyItem) -> Option<Self> {
+        let Some(RangeChange::Split { rights }) = &item.range_change else {
+            return None;
+        };
+        if !item.commands.is_empty() {
+            return None;
+        }
+        let left = item.state.descriptor.range.iter();
+        let kept = rights.iter().filter(|right| right.keep);
+        let kept = kept.filter_map(|right| right.state.descriptor.range.as_ref());
+        Some(Self {
+            group: item.group,
+            parts: left.chain(kept).cloned().collect(),
+        })
+    }
+
+    /// Over all pairs of the parts. Keys of users begin with a byte that is not 0, which is not their own:
+    /// the format is in `store`'s documentation.
+    fn digest(&self, disk: &SimDisk) -> u64 {
+        let of_parts = |key: &[u8]| match key.split_first() {
+            Some((&tag, key)) if tag != 0 => self.parts.iter().any(|part| part.contains(key)),
+            _ => false,
+        };
+        let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        let pairs = disk.contents(Cf::Data).into_iter();
+        let pairs = pairs.filter(|(key, _)| of_parts(key));
+        pairs.fold(0xcbf2_9ce4_8422_2325, |hash, (key, value)| {
+            let hash = key.iter().fold(hash, fold);
+            value.iter().fold(hash.rotate_left(9), fold)
+        })
+    }
+}
+
 /// The state machine of a store.
 pub(crate) struct WatchedMachine {
     pub(crate) store: StoreId,
     pub(crate) machine: Arc<dyn Served>,
+    pub(crate) disk: SimDisk,
     pub(crate) observer: Observer,
 }
 
@@ -95,9 +138,21 @@ impl StateMachine for WatchedMachine {
     }
 
     fn apply(&self, items: &mut [ApplyItem]) -> Result<(), StateMachineError> {
+        let divided = items.iter().filter_map(Divided::of);
+        let divided: Vec<Divided> = divided.collect();
+        let digest = |divided: &Divided| divided.digest(&self.disk);
+        let before: Vec<u64> = divided.iter().map(digest).collect();
         self.machine.apply(items)?;
         let store = self.store;
         self.observer.see(&Observation::Applied { store, items });
+        for (divided, before) in divided.iter().zip(before) {
+            self.observer.see(&Observation::Divided {
+                store,
+                group: divided.group,
+                before,
+                after: divided.digest(&self.disk),
+            });
+        }
         Ok(())
     }
 

@@ -180,6 +180,7 @@ impl SimStore {
         let watched = WatchedMachine {
             store,
             machine: Arc::clone(&machine),
+            disk: disk.clone(),
             observer: observer.clone(),
         };
         let env = HostEnv {

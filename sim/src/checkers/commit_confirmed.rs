@@ -13,7 +13,7 @@ use polyraft_core::{Entry, EntryId, Index, Message, Payload};
 use polyraft_multiraft::{GroupId, StoreId};
 
 use super::Property;
-use super::books::{Books, Log, Section, raft};
+use super::books::{Books, Log, Section, raft, rights};
 use crate::observe::Observation;
 
 /// See the module.
@@ -162,6 +162,12 @@ impl Property for CommitConfirmed {
                 return batch.try_for_each(|section| self.written(store, section));
             }
             Observation::Applied { store, items } => {
+                for right in items.iter().flat_map(rights) {
+                    let state = &right.state;
+                    let replica = self.replica(store, state.descriptor.group);
+                    replica.learn(state.last.index);
+                    replica.pending.insert(state.last);
+                }
                 for item in items {
                     let log = log_of(store, &item.group);
                     let may_lead = log.is_none_or(|log| log.hard_state.vote == log.replica);

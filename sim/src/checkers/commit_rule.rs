@@ -13,7 +13,7 @@ use polyraft_core::{EntryId, Index, Message, Payload, Term};
 use polyraft_multiraft::{GroupId, GroupMap, StoreId};
 
 use super::Property;
-use super::books::{Books, Log, Section, raft};
+use super::books::{Books, Log, Section, raft, rights};
 use super::configurations::{Configurations, has};
 use crate::observe::Observation;
 
@@ -161,6 +161,9 @@ impl Property for CommitRule {
                 Ok(())
             }
             Observation::Applied { store, items } => {
+                for right in items.iter().flat_map(rights) {
+                    self.learn(right.state.descriptor.group, right.state.last.index);
+                }
                 for (item, before) in items.iter().zip(&books.latest().before) {
                     let Some(before) = before else { continue };
                     self.configurations

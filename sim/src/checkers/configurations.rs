@@ -10,7 +10,7 @@ use polyraft_core::{ConfState, EntryId, Index, ReplicaId};
 use polyraft_multiraft::env::ApplyItem;
 use polyraft_multiraft::{AppliedState, GroupId, GroupMap, StoreId};
 
-use super::books::{Books, changes_of_membership};
+use super::books::{Books, changes_of_membership, rights};
 use crate::observe::Observation;
 
 /// See the module.
@@ -67,13 +67,22 @@ impl Known {
 }
 
 impl Configurations {
-    /// Notes what is created.
+    /// Notes what is created, by operators and by splits.
     pub(super) fn see(&mut self, seen: &Observation<'_>) {
-        if let Observation::Created { state, .. } = *seen {
-            let known = self.groups.entry(state.descriptor.group).or_default();
-            if known.configurations.is_empty() {
-                known.add(state.last.index, Arc::clone(&state.conf_state));
+        match *seen {
+            Observation::Created { state, .. } => self.begins(state),
+            Observation::Applied { items, .. } => {
+                let rights = items.iter().flat_map(rights);
+                rights.for_each(|right| self.begins(&right.state));
             }
+            _ => {}
+        }
+    }
+
+    fn begins(&mut self, state: &AppliedState) {
+        let known = self.groups.entry(state.descriptor.group).or_default();
+        if known.configurations.is_empty() {
+            known.add(state.last.index, Arc::clone(&state.conf_state));
         }
     }
 

@@ -13,13 +13,16 @@ mod election_safety;
 mod log_matching;
 mod monotone;
 mod no_crossing;
+mod no_holes;
 mod nothing_left_behind;
 mod one_change;
+mod one_owner;
 mod promises;
 mod ranges_disjoint;
 mod read_rounds;
 mod recovery;
 mod replica_identity;
+mod split_atomic;
 #[cfg(test)]
 mod testing;
 mod truncation;
@@ -67,9 +70,12 @@ fn properties(limits: budgets::LimitsOf) -> Vec<Box<dyn Property>> {
         Box::<monotone::Monotone>::default(),
         Box::<truncation::Truncation>::default(),
         Box::<ranges_disjoint::RangesDisjoint>::default(),
+        Box::<one_owner::OneOwner>::default(),
+        Box::<split_atomic::SplitAtomic>::default(),
         Box::<nothing_left_behind::NothingLeftBehind>::default(),
         Box::new(budgets::Budgets::new(limits)),
         Box::<agreement::Agreement>::default(),
+        Box::<no_holes::NoHoles>::default(),
     ]
 }
 

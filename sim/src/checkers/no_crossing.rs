@@ -10,7 +10,7 @@ use polyraft_multiraft::env::{Body, Lifecycle};
 use polyraft_multiraft::{AppliedState, GroupId, GroupMap, StoreId};
 
 use super::Property;
-use super::books::Books;
+use super::books::{Books, rights};
 use crate::observe::Observation;
 
 /// See the module.
@@ -96,6 +96,7 @@ impl Property for NoCrossing {
                     if item.membership_changed {
                         self.members(&item.state)?;
                     }
+                    rights(item).try_for_each(|right| self.members(&right.state))?;
                 }
                 Ok(())
             }

@@ -7,7 +7,7 @@ use polyraft_core::ReplicaId;
 use polyraft_multiraft::{AppliedState, GroupId, StoreId};
 
 use super::Property;
-use super::books::Books;
+use super::books::{Books, rights};
 use crate::observe::{End, Observation};
 
 /// See the module.
@@ -34,6 +34,20 @@ impl NothingLeftBehind {
         }
     }
 
+    /// A group that a split makes begins only where none of it was ended.
+    fn begins(&self, store: StoreId, state: &AppliedState, books: &Books) -> Result<(), String> {
+        let group = state.descriptor.group;
+        let book = books.store(store);
+        let tombstone = book.and_then(|book| book.written.tombstones.get(&group));
+        match (state.descriptor.replica_on(store), tombstone) {
+            (Some(replica), Some(next)) if replica < *next => Err(format!(
+                "store {store}: a split makes group {group} for replica {replica}; those below {next} \
+                 are gone"
+            )),
+            _ => self.made(store, state),
+        }
+    }
+
     fn destroyed(&mut self, store: StoreId, group: GroupId, books: &Books) {
         let book = books.store(store);
         let tombstone = book.and_then(|book| book.written.tombstones.get(&group));
@@ -52,15 +66,14 @@ impl Property for NothingLeftBehind {
         match *seen {
             Observation::Applied { store, items } => {
                 let mut each = items.iter().zip(&books.latest().before);
-                match each.find(|(_, before)| before.is_none()) {
-                    None => Ok(()),
-                    Some((item, _)) => {
-                        let group = item.group;
-                        Err(format!(
-                            "store {store}: applied to group {group}, which has no data"
-                        ))
-                    }
+                if let Some((item, _)) = each.find(|(_, before)| before.is_none()) {
+                    let group = item.group;
+                    return Err(format!(
+                        "store {store}: applied to group {group}, which has no data"
+                    ));
                 }
+                let mut kept = items.iter().flat_map(rights).filter(|right| right.keep);
+                kept.try_for_each(|right| self.begins(store, &right.state, books))
             }
             Observation::Created { store, state } | Observation::Restored { store, state } => {
                 self.made(store, state)
@@ -105,7 +118,9 @@ impl Property for NothingLeftBehind {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{GROUP, Scene, caught, destroy_section, entry, state, turn};
+    use super::super::testing::{
+        GROUP, Scene, caught, destroy_section, divide, entry, state, turn,
+    };
     use super::*;
     use crate::observe::StoreEnd;
 
@@ -137,6 +152,26 @@ mod tests {
         );
         caught(&scene.restored(2, &state(2, 3)), "those below 3 are gone");
         caught(&scene.created(2, &state(1, 2)), "those below 3 are gone");
+    }
+
+    #[test]
+    fn a_split_does_not_make_what_was_ended() {
+        let mut scene = scene();
+        scene.apply(1, divide(3, &[("m", 8)])).unwrap();
+        let mut ended = destroy_section(u64::MAX);
+        ended.group = GroupId(8);
+        scene.durable(2, ended);
+        let mut split = divide(3, &[("m", 8)]);
+        caught(
+            &scene.apply(2, divide(3, &[("m", 8)])),
+            "a split makes group 8",
+        );
+        if let Some(polyraft_multiraft::env::RangeChange::Split { rights }) =
+            &mut split.range_change
+        {
+            rights[0].keep = false;
+        }
+        scene.apply(2, split).unwrap();
     }
 
     fn end(leftovers: Vec<String>, groups: Vec<GroupId>) -> End {

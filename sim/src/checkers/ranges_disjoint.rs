@@ -3,7 +3,7 @@
 use polyraft_multiraft::{GroupDescriptor, StoreId};
 
 use super::Property;
-use super::books::Books;
+use super::books::{Books, rights};
 use crate::observe::Observation;
 
 /// See the module.
@@ -39,7 +39,9 @@ impl Property for RangesDisjoint {
             }
             Observation::Applied { store, items } => {
                 let changed = items.iter().filter(|item| item.membership_changed);
-                let mut descriptors = changed.map(|item| &item.state.descriptor);
+                let descriptors = changed.map(|item| &item.state.descriptor);
+                let kept = items.iter().flat_map(rights).filter(|right| right.keep);
+                let mut descriptors = descriptors.chain(kept.map(|it| &it.state.descriptor));
                 descriptors.try_for_each(|descriptor| alone(store, descriptor, books))
             }
             Observation::RecoveredData { store, states } => states

@@ -9,7 +9,8 @@ use polyraft_core::{
     RoleName, SoftState, Term,
 };
 use polyraft_multiraft::env::{
-    ApplyItem, Body, Command, GroupMessage, Lifecycle, LogBatch, LogSection, Recovered,
+    ApplyItem, Body, Command, GroupMessage, Lifecycle, LogBatch, LogSection, RangeChange,
+    Recovered, SplitRight,
 };
 use polyraft_multiraft::{
     AppliedState, BOOTSTRAP, GroupDescriptor, GroupId, HostStats, KeyRange, Member, ReplicaSummary,
@@ -147,6 +148,34 @@ pub(super) fn turn(entries: &[Entry]) -> ApplyItem {
         replies: Vec::new(),
         range_change: None,
     }
+}
+
+/// A turn that splits the group at keys into groups with these numbers.
+pub(super) fn divide(index: u64, pieces: &[(&'static str, u64)]) -> ApplyItem {
+    let mut item = turn(&[entry(2, index, "")]);
+    let key = |key: &'static str| Bytes::from_static(key.as_bytes());
+    let ends = pieces.iter().skip(1).map(|(next, _)| Some(key(next)));
+    let part = |state: AppliedState, group, start, end| {
+        let mut descriptor = (*state.descriptor).clone();
+        descriptor.group = group;
+        descriptor.epoch.range = 1;
+        descriptor.range = Some(KeyRange { start, end });
+        AppliedState {
+            descriptor: descriptor.into(),
+            ..state
+        }
+    };
+    let rights = pieces.iter().zip(ends.chain([None]));
+    let rights = rights.map(|((start, group), end)| SplitRight {
+        state: part(state(1, 2), GroupId(*group), key(start), end),
+        keep: true,
+    });
+    item.range_change = Some(RangeChange::Split {
+        rights: rights.collect(),
+    });
+    item.state = part(item.state, GROUP, Bytes::new(), Some(key(pieces[0].0)));
+    item.membership_changed = true;
+    item
 }
 
 pub(super) fn append(prev: (u64, u64), entries: &[Entry]) -> Payload {

@@ -140,6 +140,7 @@ impl Script {
     fn copy(&mut self, incarnation: u64, query: Operation, output: &'static str) -> &mut Self {
         let store = StoreId(4);
         let copy = LocalCopy {
+            group: GroupId(1),
             store,
             incarnation,
             replica: ReplicaId(2),
@@ -256,7 +257,7 @@ fn a_copy_never_goes_back_and_is_never_ahead() {
     script.copy(1, query("a", "get"), "1");
     let violation = script.check().expect_err("the copy goes back");
     assert_eq!(violation.checker, STALE_READS);
-    let line = "> replica 2 on store 4.1: get -> 1 [0.025000] s";
+    let line = "> group 1, replica 2 on store 4.1: get -> 1 [0.025000] s";
     assert!(violation.what.contains(line), "{}", violation.what);
 
     let mut script = Script::default();

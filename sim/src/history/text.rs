@@ -126,7 +126,8 @@ impl Steps {
                 let (input, output) = (show(&read.input.input), show(&read.output));
                 let (replica, at) = (copy.replica, seconds(read.at));
                 let store = format!("store {}.{}", copy.store, copy.incarnation);
-                format!("replica {replica} on {store}: {input} -> {output} [{at}] s")
+                let group = copy.group;
+                format!("group {group}, replica {replica} on {store}: {input} -> {output} [{at}] s")
             }
         }
     }

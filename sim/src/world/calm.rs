@@ -2,7 +2,7 @@
 
 use polyraft_multiraft::{GroupDescriptor, GroupId, HostHandle, StoreId};
 
-use super::{Event, Phase, Stage, World};
+use super::{Event, Phase, World};
 use crate::linearizability::Limits;
 use crate::observe::{End, StoreEnd};
 use crate::time::{MILLISECOND, SECOND};
@@ -45,12 +45,21 @@ impl World {
                 self.operators.tasks
             ));
         }
-        for (group, known) in &self.groups {
-            if known.stage == Stage::Live && !self.is_whole(*group) {
+        if self.operators.splitting() {
+            return Some("splits are under way".to_owned());
+        }
+        self.discover();
+        let live = self.live();
+        for group in &live {
+            if self.operators.replacing() || !self.is_whole(*group) {
                 return Some(format!("group {group} is not rid of a lost store"));
             }
         }
-        let live = self.live();
+        for family in self.families() {
+            if let Some(hole) = self.holes(family) {
+                return Some(format!("family {family} has not all of its keys: {hole}"));
+            }
+        }
         let mut unserved = live
             .iter()
             .filter(|group| !self.clients.served.contains(group));
@@ -152,6 +161,7 @@ impl World {
     pub(super) fn judge(&mut self) {
         let mut end = End {
             groups: self.live(),
+            families: self.families_at_the_end(),
             ..End::default()
         };
         let mut broken = Vec::new();

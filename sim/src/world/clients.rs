@@ -1,5 +1,6 @@
-//! Clients: each does one operation after another, looks for the leader, tries again, and at some
-//! time gives up.
+//! Clients: each does one operation after another, looks for the group that has the key and for its leader,
+//! tries again, and at some time gives up. What they know of groups and leaders may be old; they look again
+//! when they are refused.
 //!
 //! What a client may conclude is the contract of [`Reject`]: everything but `Ambiguous` certainly
 //! had no effect. No answer in time is as good as `Ambiguous`. An operation whose outcome is
@@ -9,8 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_multiraft::{GroupId, ReadPermit, Reject, Responder, StoreId};
+use polyraft_multiraft::{GroupDescriptor, GroupId, ReadPermit, Reject, Responder, StoreId};
 
+use super::families::{Route, has};
 use super::{Answer, Event, Phase, World};
 use crate::history::{Outcome, Ticket};
 use crate::observe::Observation;
@@ -19,6 +21,9 @@ use crate::rng::Rng;
 use crate::sometimes;
 use crate::subject::{Operation, Request};
 use crate::time::{MILLISECOND, Nanos, SECOND};
+
+/// Operations that are drawn at most until one is about a key that is wanted.
+const DRAWS: usize = 64;
 
 /// All clients.
 #[derive(Debug)]
@@ -38,9 +43,11 @@ struct Client {
     /// Grows with everything it waits for, so that late answers and alarms are told from awaited ones.
     token: u64,
     doing: Option<Doing>,
+    /// Which group it thinks has a key of a family.
+    routes: BTreeMap<(GroupId, Bytes), Route>,
     /// Where it thinks the leaders are.
     leaders: BTreeMap<GroupId, StoreId>,
-    /// What the subject has it remember of each group.
+    /// What the subject has it remember of each family.
     memories: BTreeMap<GroupId, Bytes>,
     patience: Nanos,
 }
@@ -48,7 +55,11 @@ struct Client {
 #[derive(Debug)]
 struct Doing {
     id: Ticket,
-    group: GroupId,
+    family: GroupId,
+    /// What it is about.
+    key: Bytes,
+    /// Whom it asks.
+    route: Route,
     operation: Operation,
     since: Nanos,
     /// An attempt whose outcome nobody knows: it may still have its effect.
@@ -75,6 +86,7 @@ impl Clients {
             number: 0,
             token: 0,
             doing: None,
+            routes: BTreeMap::new(),
             leaders: BTreeMap::new(),
             memories: BTreeMap::new(),
         };
@@ -128,28 +140,17 @@ impl World {
         if self.clients.closed {
             return;
         }
-        let live = self.live();
-        let unserved: Vec<GroupId> = match self.phase {
-            Phase::Calm(_) => {
-                let served = &self.clients.served;
-                live.iter()
-                    .copied()
-                    .filter(|group| !served.contains(group))
-                    .collect()
-            }
-            _ => Vec::new(),
-        };
+        let (families, unserved) = (self.families(), self.unserved());
         let client = &mut self.clients.each[at];
-        let choice = if unserved.is_empty() {
-            &live
-        } else {
-            &unserved
-        };
-        let Some(&group) = client.rng.pick(choice) else {
+        let wanted = client.rng.pick(&unserved).cloned();
+        let family = wanted.as_ref().map(|descriptor| descriptor.group);
+        let family = family.map(|group| self.parents.get(&group).copied().unwrap_or(group));
+        let family = family.or_else(|| client.rng.pick(&families).copied());
+        let Some(family) = family else {
             client.token += 1;
             return self.queue.push(SECOND, Event::Client(at, client.token));
         };
-        self.invoke_on(at, group, 0);
+        self.invoke_on(at, family, wanted.as_deref(), 0);
     }
 
     /// Clients that have nothing to do ask this leader all at once, and do not wait for answers before
@@ -158,30 +159,40 @@ impl World {
         if self.clients.closed {
             return;
         }
+        let handle = self.stores.get(&leader).and_then(|store| store.handle());
+        let wanted = handle.and_then(|handle| handle.descriptor(group));
+        let family = self.family_of(group);
         for at in 0..self.clients.len() {
             let client = &mut self.clients.each[at];
             if client.doing.is_none() {
                 client.leaders.insert(group, leader);
-                self.invoke_on(at, group, copies);
+                self.invoke_on(at, family, wanted.as_deref(), copies);
             }
         }
     }
 
-    /// A new operation on a group; see [`Self::press`] for `copies`.
-    fn invoke_on(&mut self, at: usize, group: GroupId, copies: u64) {
-        let (client, now) = (&mut self.clients.each[at], self.queue.now());
-        client.number += 1;
-        let (name, memory) = (at as u64 + 1, client.memories.get(&group));
-        let memory = memory.cloned().unwrap_or_default();
-        let operation = self
-            .subject
-            .next(&mut client.rng, group, name, client.number, &memory);
+    /// A new operation on a family, in a wanted group if there is one; see [`Self::press`] for `copies`.
+    fn invoke_on(
+        &mut self,
+        at: usize,
+        family: GroupId,
+        wanted: Option<&GroupDescriptor>,
+        copies: u64,
+    ) {
+        let now = self.queue.now();
+        self.clients.each[at].number += 1;
+        let (operation, key) = self.draw(at, family, wanted);
         let id = self
             .history
-            .invoke(now, at as u64 + 1, group, operation.clone());
+            .invoke(now, at as u64 + 1, family, operation.clone());
         let doing = Doing {
             id,
-            group,
+            family,
+            key,
+            route: Route {
+                group: family,
+                generation: 0,
+            },
             operation,
             since: now,
             in_doubt: false,
@@ -191,9 +202,60 @@ impl World {
         self.attempt(at, doing, copies);
     }
 
+    /// Groups that have served nobody since the faults are over.
+    fn unserved(&self) -> Vec<Arc<GroupDescriptor>> {
+        if !matches!(self.phase, Phase::Calm(_)) {
+            return Vec::new();
+        }
+        let families = self.families().into_iter();
+        let groups = families.flat_map(|family| self.newest(family));
+        let unserved = groups.filter(|(group, _)| !self.clients.served.contains(group));
+        unserved.map(|(_, descriptor)| descriptor).collect()
+    }
+
+    /// What a client does next, and the key that it is about; in a wanted group, if some draw is.
+    fn draw(
+        &mut self,
+        at: usize,
+        family: GroupId,
+        wanted: Option<&GroupDescriptor>,
+    ) -> (Operation, Bytes) {
+        let range = self.keys_of(family);
+        let client = &mut self.clients.each[at];
+        let (name, memory) = (at as u64 + 1, client.memories.get(&family));
+        let memory = memory.cloned().unwrap_or_default();
+        let mut draws = 0;
+        loop {
+            let (rng, number) = (&mut client.rng, client.number);
+            let operation = self.subject.next(rng, family, name, number, &memory);
+            let key = self.subject.key(&operation, &range);
+            draws += 1;
+            if draws >= DRAWS || wanted.is_none_or(|wanted| has(wanted, &key)) {
+                return (operation, key);
+            }
+        }
+    }
+
+    /// Finds the group that has the key: what it knows, or what some store says.
+    fn find(&mut self, at: usize, family: GroupId, key: &Bytes) -> Option<Route> {
+        let known = (family, key.clone());
+        if let Some(route) = self.clients.each[at].routes.get(&known) {
+            return Some(*route);
+        }
+        let running: Vec<StoreId> = self.running().map(|(store, _)| store).collect();
+        let store = self.clients.each[at].rng.pick(&running).copied()?;
+        let route = self.route(self.stores[&store].handle()?, family, key)?;
+        self.clients.each[at].routes.insert(known, route);
+        Some(route)
+    }
+
     /// Asks the store that it takes for the leader's; so many times more if it may.
     fn attempt(&mut self, at: usize, mut doing: Doing, copies: u64) {
-        let group = doing.group;
+        let Some(route) = self.find(at, doing.family, &doing.key) else {
+            return self.pause(at, doing);
+        };
+        doing.route = route;
+        let Route { group, generation } = route;
         let members: Vec<StoreId> = self.stores.keys().copied().collect();
         let client = &mut self.clients.each[at];
         let guess = client.leaders.get(&group).copied();
@@ -221,13 +283,18 @@ impl World {
                 // Whatever the first answer says, it says it of one of them only.
                 doing.in_doubt |= copies > 0;
                 sometimes!(copies > 0, "world: leader pressed for answers");
+                self.observer.see(&Observation::Proposed {
+                    group,
+                    generation,
+                    data,
+                });
                 for _ in 0..=copies {
                     let answers = Arc::clone(&answers);
                     let respond = Responder::new(
                         || Err(Reject::Ambiguous),
                         move |result| answers.lock().push(Answer::Command(at, token, result)),
                     );
-                    handle.propose(group, data.clone(), respond);
+                    handle.propose_if(group, generation, data.clone(), respond);
                 }
             }
             Request::Query(_) => {
@@ -299,12 +366,17 @@ impl World {
                 if let Some(replica) = permit.descriptor.replica_on(doing.at) {
                     self.observer.see(&Observation::ReadPermitted {
                         store: doing.at,
-                        group: doing.group,
+                        group: doing.route.group,
                         replica,
                         client: at as u64,
                         token,
                     });
                 }
+                self.observer.see(&Observation::Permitted {
+                    client: at as u64,
+                    descriptor: &permit.descriptor,
+                    key: &doing.key,
+                });
                 doing.waiting = Waiting::Reading(incarnation, Box::new(permit));
                 client.doing = Some(doing);
                 client.token += 1;
@@ -322,7 +394,12 @@ impl World {
             Reject::NotLeader {
                 leader: Some(leader),
             } if leader.store != doing.at => {
-                client.leaders.insert(doing.group, leader.store);
+                client.leaders.insert(doing.route.group, leader.store);
+            }
+            Reject::NoGroup(_) | Reject::RangeChanged { .. } | Reject::Frozen { .. } => {
+                let changed = matches!(reject, Reject::RangeChanged { .. });
+                sometimes!(changed, "world: command for a range that has changed");
+                return self.look_again(at, doing);
             }
             Reject::Busy(_) | Reject::DiskFull => {
                 sometimes!(
@@ -335,9 +412,17 @@ impl World {
                 );
             }
             _ => {
-                client.leaders.remove(&doing.group);
+                client.leaders.remove(&doing.route.group);
             }
         }
+        self.pause(at, doing);
+    }
+
+    /// What it knows of the group is not so any more.
+    fn look_again(&mut self, at: usize, doing: Doing) {
+        let client = &mut self.clients.each[at];
+        client.leaders.remove(&doing.route.group);
+        client.routes.remove(&(doing.family, doing.key.clone()));
         self.pause(at, doing);
     }
 
@@ -349,6 +434,10 @@ impl World {
         let (Some(running), Request::Query(query)) = (running, &doing.operation.request) else {
             return self.pause(at, doing);
         };
+        if !has(&permit.descriptor, &doing.key) {
+            sometimes!(true, "world: read of a key that has moved");
+            return self.look_again(at, doing);
+        }
         let output = running.machine.query(&permit.descriptor, query);
         let holds = permit.still_holds(&running.parts.handle);
         match output {
@@ -364,8 +453,8 @@ impl World {
     fn answered(&mut self, at: usize, doing: Doing, output: Bytes) {
         let now = self.queue.now();
         let client = &mut self.clients.each[at];
-        client.leaders.insert(doing.group, doing.at);
-        let memory = client.memories.entry(doing.group).or_default();
+        client.leaders.insert(doing.route.group, doing.at);
+        let memory = client.memories.entry(doing.family).or_default();
         *memory = self.subject.remember(&doing.operation, &output, memory);
         if !self
             .subject
@@ -380,14 +469,14 @@ impl World {
         self.history.returned(now, doing.id, Outcome::Ok(output));
         self.counts.answered += 1;
         if self.phase != Phase::Chaos {
-            self.clients.served.insert(doing.group);
+            self.clients.served.insert(doing.route.group);
         }
         self.rest(at);
     }
 
     /// Nobody knows what became of an attempt.
     fn after_doubt(&mut self, at: usize, doing: Doing) {
-        self.clients.each[at].leaders.remove(&doing.group);
+        self.clients.each[at].leaders.remove(&doing.route.group);
         match doing.operation.request {
             Request::Command {
                 repeatable: false, ..

@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use polyraft_multiraft::{GroupId, GroupStatus, Reject, StoreId};
 use polyraft_store::disk::Cf;
 
+use super::World;
 use super::nemesis::Relief;
 use super::operators::Task;
-use super::{Stage, World};
 use crate::disk::CrashKind;
 use crate::observe::Observation;
 use crate::sometimes;
@@ -29,6 +29,8 @@ pub(super) enum Loss {
         victim: StoreId,
         flip: bool,
         left: BTreeSet<GroupId>,
+        /// All groups that there were.
+        all: BTreeSet<GroupId>,
     },
     /// A bit has flipped; it will be taken away.
     Suspect { victim: StoreId },
@@ -47,10 +49,16 @@ impl World {
         if busy || stores.len() < 3 || self.nemesis.loss != Loss::None {
             return;
         }
+        self.discover();
         let groups = self.live();
         self.operators.hold = true;
-        let left = groups.iter().copied().collect();
-        self.nemesis.loss = Loss::Wanted { victim, flip, left };
+        let all: BTreeSet<GroupId> = groups.iter().copied().collect();
+        self.nemesis.loss = Loss::Wanted {
+            victim,
+            flip,
+            left: all.clone(),
+            all,
+        };
         for group in groups {
             self.begin_task(Task::BeforeLoss(group));
         }
@@ -61,21 +69,57 @@ impl World {
         group: GroupId,
         status: Result<GroupStatus, Reject>,
     ) {
-        let Loss::Wanted { victim, flip, left } = &mut self.nemesis.loss else {
+        let Loss::Wanted { victim, flip, .. } = self.nemesis.loss else {
             return;
         };
-        let (victim, flip) = (*victim, *flip);
-        if !status.is_ok_and(|status| survives(&status, victim)) {
+        let whole = |status: GroupStatus| {
+            let mut stores = status.descriptor.members.iter().map(|member| member.store);
+            survives(&status, victim) && !stores.any(|store| self.is_lost(store))
+        };
+        if !status.is_ok_and(whole) {
             return self.not_ready_for_loss();
         }
+        let Loss::Wanted { left, .. } = &mut self.nemesis.loss else {
+            return;
+        };
         left.remove(&group);
         if !left.is_empty() {
             return;
+        }
+        if !self.knows_all_groups() {
+            return self.not_ready_for_loss();
         }
         if flip {
             self.flip(victim);
         } else {
             self.lose(victim);
+        }
+    }
+
+    /// Whether the groups that were looked at are all there are: a split may have been applied where its new
+    /// groups have not begun yet, and then there are keys that no group has.
+    fn knows_all_groups(&mut self) -> bool {
+        self.discover();
+        let live: BTreeSet<GroupId> = self.live().into_iter().collect();
+        let looked_at = matches!(&self.nemesis.loss, Loss::Wanted { all, .. } if *all == live);
+        looked_at
+            && self
+                .families()
+                .into_iter()
+                .all(|it| self.holes(it).is_none())
+    }
+
+    /// A group that nobody knew of has a member on a lost store.
+    pub(super) fn replace_late(&mut self, group: GroupId) {
+        self.not_ready_for_loss();
+        match &mut self.nemesis.loss {
+            Loss::Replacing { left } => drop(left.insert(group)),
+            loss @ Loss::None => {
+                let left = [group].into();
+                *loss = Loss::Replacing { left };
+                self.operators.hold = true;
+            }
+            Loss::Wanted { .. } | Loss::Suspect { .. } => {}
         }
     }
 
@@ -118,6 +162,7 @@ impl World {
         self.observer.see(&Observation::Lost { store: victim });
         let new = self.found();
         self.start_later(new);
+        self.nemesis.replacements.insert(victim, new);
         let left: BTreeSet<GroupId> = self.live().into_iter().collect();
         self.nemesis.loss = Loss::Replacing { left: left.clone() };
         for group in left {
@@ -157,7 +202,7 @@ impl World {
             Loss::Replacing { left } => left.contains(&group),
             _ => false,
         };
-        !left && self.groups[&group].stage == Stage::Live
+        !left && self.is_live(group)
     }
 }
 

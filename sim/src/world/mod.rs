@@ -9,10 +9,12 @@
 
 mod calm;
 mod clients;
+mod families;
 mod loss;
 mod nemesis;
 mod operators;
 mod peek;
+mod splits;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +31,7 @@ use polyraft_multiraft::{
 use polyraft_store::LogOptions;
 
 use self::clients::Clients;
+pub(crate) use self::families::untiled;
 use self::nemesis::Nemesis;
 use self::operators::Operators;
 use crate::disk::CrashKind;
@@ -58,7 +61,10 @@ pub struct World {
     answers: Answers,
     /// Answers that count only when a store's write is durable.
     held: BTreeMap<StoreId, Vec<Answer>>,
+    /// Families, by the group that they began with.
     groups: BTreeMap<GroupId, Group>,
+    /// The family of each number that was given out for a split.
+    parents: BTreeMap<GroupId, GroupId>,
     clients: Clients,
     operators: Operators,
     nemesis: Nemesis,
@@ -134,14 +140,18 @@ enum Event {
     Peek,
 }
 
-/// What is known of a group from outside.
+/// What is known of a family from outside: a group, and what it was split into.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
-    /// Its first descriptor.
+    /// The first descriptor of the first group.
     descriptor: GroupDescriptor,
-    /// Which part of the keys it has; one group at a time.
+    /// Which part of the keys it has; one family at a time.
     slot: u64,
     stage: Stage,
+    /// All numbers that its groups may ever have.
+    numbers: BTreeSet<GroupId>,
+    /// Those of them that somebody has seen.
+    seen: BTreeSet<GroupId>,
 }
 
 /// See [`Group`].
@@ -176,8 +186,10 @@ enum Answer {
 #[derive(Debug)]
 enum Told {
     Done(Result<(), Reject>),
+    Destroyed(GroupId, Result<(), Reject>),
     Changed(Result<(), Reject>),
     Described(Box<Result<GroupStatus, Reject>>),
+    Split(Box<Result<Vec<GroupDescriptor>, Reject>>),
 }
 
 type Answers = Arc<Mutex<Vec<Answer>>>;
@@ -206,6 +218,7 @@ impl World {
             answers: Answers::default(),
             held: BTreeMap::new(),
             groups: BTreeMap::new(),
+            parents: BTreeMap::new(),
             clients,
             operators: Operators::new(rng.fork()),
             nemesis: Nemesis::new(rng.fork()),
@@ -555,13 +568,6 @@ impl World {
     fn present(&self) -> BTreeSet<StoreId> {
         let stores = self.stores.iter();
         stores.filter(|(_, s)| !s.lost).map(|(id, _)| *id).collect()
-    }
-
-    /// Groups that serve, ascending.
-    fn live(&self) -> Vec<GroupId> {
-        let groups = self.groups.iter();
-        let live = groups.filter(|(_, group)| group.stage == Stage::Live);
-        live.map(|(id, _)| *id).collect()
     }
 
     /// The store that leads a group in the highest term, as far as any store that runs says.

@@ -1,10 +1,12 @@
 //! Misfortune: what befalls a world, by the faults of its plan, one stroke after another.
 
+use std::collections::BTreeMap;
+
 use polyraft_multiraft::StoreId;
 
 use super::loss::Loss;
 use super::operators::Task;
-use super::{Event, Phase, Stage, World};
+use super::{Event, Phase, World};
 use crate::disk::{CrashKind, DiskFault};
 use crate::network::NetworkFaults;
 use crate::plan::Fault;
@@ -17,6 +19,8 @@ use crate::time::{MICROSECOND, MILLISECOND, Nanos, SECOND};
 pub(super) struct Nemesis {
     pub(super) rng: Rng,
     pub(super) loss: Loss,
+    /// Who took the place of each lost store.
+    pub(super) replacements: BTreeMap<StoreId, StoreId>,
 }
 
 /// The end of a misfortune.
@@ -41,6 +45,7 @@ impl Nemesis {
         Self {
             rng,
             loss: Loss::None,
+            replacements: BTreeMap::new(),
         }
     }
 
@@ -80,6 +85,7 @@ impl World {
         if self.phase != Phase::Chaos {
             return;
         }
+        self.discover();
         let faults: Vec<Fault> = self.plan.faults.iter().copied().collect();
         let rng = &mut self.nemesis.rng;
         let fault = rng.pick(&faults).copied();
@@ -116,7 +122,8 @@ impl World {
             Fault::Pause => self.strike_store(Self::pause_store),
             Fault::Membership => self.change_some_group(),
             Fault::Transfer => self.move_some_leader(),
-            Fault::Groups => self.end_some_group(),
+            Fault::Groups => self.end_some_family(),
+            Fault::Split => self.split_some_groups(),
             _ => {}
         }
     }
@@ -349,16 +356,14 @@ impl World {
         self.kick(at);
     }
 
-    fn end_some_group(&mut self) {
-        if self.operators.hold || self.operators.changing() {
+    /// A split may be under way, of this family, too.
+    fn end_some_family(&mut self) {
+        if self.operators.hold || self.operators.changing_members() {
             return;
         }
-        let live = self.live();
-        let group = self.nemesis.rng.pick(&live).copied();
-        if let Some(group) = group
-            && self.groups[&group].stage == Stage::Live
-        {
-            self.destroy_group(group);
+        let families = self.families();
+        if let Some(&family) = self.nemesis.rng.pick(&families) {
+            self.destroy_family(family);
         }
     }
 

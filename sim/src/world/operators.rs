@@ -27,7 +27,7 @@ pub(super) struct Operators {
     /// By task: the one alarm that counts; older ones are void.
     pub(super) alarms: BTreeMap<u64, u64>,
     pub(super) next_task: u64,
-    next_group: u64,
+    pub(super) next_group: u64,
     /// A store is about to be lost: no changes of membership but those that replace it.
     pub(super) hold: bool,
 }
@@ -37,12 +37,14 @@ pub(super) struct Operators {
 pub(super) enum Task {
     /// A group, on these stores still.
     Create(GroupId, BTreeSet<StoreId>),
-    /// The end of a group, on these stores still.
-    Destroy(GroupId, BTreeSet<StoreId>),
+    /// The end of a family: of these groups on these stores still.
+    Destroy(GroupId, BTreeSet<(GroupId, StoreId)>),
     /// A look at a group, to change its members then.
     Look(GroupId),
     /// A change of members is under way.
     Change,
+    /// A split is under way; a stale one must not take place.
+    Split { stale: bool },
     /// A look at a group before a store is lost; see `loss.rs`.
     BeforeLoss(GroupId),
     /// A look at a group, to replace a lost store by another then.
@@ -63,10 +65,27 @@ impl Operators {
         }
     }
 
-    /// Whether a change of members may be under way.
+    /// Whether a change of members or a split may be under way.
     pub(super) fn changing(&self) -> bool {
+        self.changing_members() || self.splitting()
+    }
+
+    /// Whether a change of members may be under way.
+    pub(super) fn changing_members(&self) -> bool {
         let mut tasks = self.tasks.values();
         tasks.any(|task| matches!(task, Task::Look(_) | Task::Change))
+    }
+
+    /// Whether a split may be under way.
+    pub(super) fn splitting(&self) -> bool {
+        let mut tasks = self.tasks.values();
+        tasks.any(|task| matches!(task, Task::Split { .. }))
+    }
+
+    /// Whether a lost store is being replaced in a group.
+    pub(super) fn replacing(&self) -> bool {
+        let mut tasks = self.tasks.values();
+        tasks.any(|task| matches!(task, Task::Replace(..) | Task::Replacing(..)))
     }
 
     /// Whether groups are being made or ended.
@@ -124,24 +143,31 @@ impl World {
                 descriptor,
                 slot,
                 stage: Stage::Creating,
+                numbers: [group].into(),
+                seen: [group].into(),
             },
         );
         self.begin_task(Task::Create(group, stores.into_iter().collect()));
     }
 
-    /// Ends a group on every store; its slot is free for another one then.
-    pub(super) fn destroy_group(&mut self, group: GroupId) {
-        let Some(known) = self.groups.get_mut(&group) else {
+    /// Ends a family on every store: all groups that it has, and those that a split which is under way would
+    /// make. Its slot is free for another one then.
+    pub(super) fn destroy_family(&mut self, family: GroupId) {
+        let stores = self.present();
+        let Some(known) = self.groups.get_mut(&family) else {
             return;
         };
         known.stage = Stage::Destroying;
-        self.observer.see(&Observation::Group {
-            group,
-            wanted: false,
-        });
-        let slot = known.slot;
-        let stores = self.present();
-        self.begin_task(Task::Destroy(group, stores));
+        for group in &known.numbers {
+            let (group, wanted) = (*group, false);
+            self.observer.see(&Observation::Group { group, wanted });
+        }
+        let of = |group: &GroupId| {
+            let group = *group;
+            stores.iter().map(move |store| (group, *store))
+        };
+        let (slot, left) = (known.slot, known.numbers.iter().flat_map(of).collect());
+        self.begin_task(Task::Destroy(family, left));
         // Some do not wait for the end of the old group: stores refuse the new one until its keys are free.
         if self.operators.rng.percent(40) {
             sometimes!(true, "world: a group is wanted where another one still is");
@@ -159,7 +185,7 @@ impl World {
         };
         match task {
             Task::Create(group, left) => self.go_on_creating(number, group, &left),
-            Task::Destroy(group, left) => self.go_on_destroying(number, group, &left),
+            Task::Destroy(_, left) => self.go_on_destroying(number, &left),
             Task::Look(group) | Task::BeforeLoss(group) | Task::Replace(group, ..) => {
                 let leader = self.leader(group);
                 let handle = leader.and_then(|store| self.stores[&store].handle().cloned());
@@ -170,7 +196,7 @@ impl World {
                 handle.describe(group, respond);
                 self.kick(store);
             }
-            Task::Change => {
+            Task::Change | Task::Split { .. } => {
                 // Nobody has answered for a long time.
                 self.operators.tasks.remove(&number);
             }
@@ -185,7 +211,7 @@ impl World {
     /// A look that cannot be had now: replacements wait, others are given up.
     fn retry_or_drop(&mut self, number: u64) {
         match self.operators.tasks.get(&number) {
-            Some(Task::Replace(group, ..)) if self.groups[group].stage == Stage::Live => {
+            Some(Task::Replace(group, ..)) if self.is_live(*group) => {
                 self.again(number);
             }
             Some(Task::BeforeLoss(_)) => {
@@ -210,10 +236,12 @@ impl World {
         self.again(number);
     }
 
-    fn go_on_destroying(&mut self, number: u64, group: GroupId, left: &BTreeSet<StoreId>) {
-        for store in left {
+    fn go_on_destroying(&mut self, number: u64, left: &BTreeSet<(GroupId, StoreId)>) {
+        for (group, store) in left {
             if let Some(handle) = self.stores[store].handle().cloned() {
-                let respond = self.respond(number, *store, Told::Done);
+                let group = *group;
+                let told = move |told| Told::Destroyed(group, told);
+                let respond = self.respond(number, *store, told);
                 handle.destroy_replica(group, ReplicaId(u64::MAX), respond);
                 self.kick(*store);
             }
@@ -233,15 +261,18 @@ impl World {
                     self.created(number, group);
                 }
             }
-            (Task::Destroy(group, left), Told::Done(Ok(()))) => {
-                let group = *group;
-                left.remove(&store);
+            (Task::Destroy(family, left), Told::Destroyed(group, Ok(()))) => {
+                let family = *family;
+                left.remove(&(group, store));
                 if left.is_empty() {
-                    self.destroyed(number, group);
+                    self.destroyed(number, family);
                 }
             }
-            // It is tried again in a while.
-            (Task::Create(..) | Task::Destroy(..), Told::Done(Err(_))) => {}
+            (Task::Split { stale }, Told::Split(told)) => {
+                let stale = *stale;
+                self.operators.tasks.remove(&number);
+                self.split_told(stale, &told);
+            }
             (Task::Look(group), Told::Described(status)) => {
                 let group = *group;
                 self.operators.tasks.remove(&number);

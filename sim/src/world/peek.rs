@@ -18,15 +18,30 @@ impl World {
         let after = self.peeks.magnitude(20 * MILLISECOND, SECOND);
         self.queue.push(after, Event::Peek);
         let stores: Vec<StoreId> = self.running().map(|(store, _)| store).collect();
-        let live = self.live();
-        let (store, group) = (self.peeks.pick(&stores), self.peeks.pick(&live));
-        if let (Some(&store), Some(&group)) = (store, group) {
-            self.read_copy(store, group);
+        let families = self.families();
+        let (store, family) = (self.peeks.pick(&stores), self.peeks.pick(&families));
+        if let (Some(&store), Some(&family)) = (store, family) {
+            self.read_copy(store, family);
         }
     }
 
-    fn read_copy(&mut self, id: StoreId, group: GroupId) {
-        let Some(query) = self.some_query(group) else {
+    /// Reads one of the groups of a family.
+    fn read_copy(&mut self, id: StoreId, family: GroupId) {
+        let Some(query) = self.some_query(family) else {
+            return;
+        };
+        let numbers = self.groups.get(&family).map(|known| &known.numbers);
+        let here = |group: &&GroupId| {
+            let handle = self.stores[&id].handle();
+            handle.is_some_and(|handle| handle.summary(**group).is_some())
+        };
+        let groups: Vec<GroupId> = numbers
+            .into_iter()
+            .flatten()
+            .filter(here)
+            .copied()
+            .collect();
+        let Some(&group) = self.peeks.pick(&groups) else {
             return;
         };
         let store = &self.stores[&id];
@@ -45,13 +60,18 @@ impl World {
         let Ok(output) = running.machine.query(&descriptor, asked) else {
             return;
         };
+        // Its data may have moved before it says so.
+        if handle.generation(group) != Some(descriptor.epoch.range) {
+            return;
+        }
         let copy = LocalCopy {
             store: id,
             incarnation: store.incarnation,
+            group,
             replica: summary.replica,
         };
         let now = self.queue.now();
-        self.history.local_read(now, copy, group, query, output);
+        self.history.local_read(now, copy, family, query, output);
     }
 
     fn some_query(&mut self, group: GroupId) -> Option<Operation> {

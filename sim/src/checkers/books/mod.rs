@@ -18,7 +18,9 @@ use polyraft_core::{
     ConfChange, ConfChangeV2, ConfState, Entry, EntryId, EntryKind, HardState, Index, Message,
     Payload, ReplicaId, Term,
 };
-use polyraft_multiraft::env::{ApplyItem, Body, GroupMessage, Lifecycle, LogBatch, Recovered};
+use polyraft_multiraft::env::{
+    ApplyItem, Body, GroupMessage, Lifecycle, LogBatch, RangeChange, Recovered, SplitRight,
+};
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, GroupMap, StoreId};
 
 use self::facts::Facts;
@@ -77,6 +79,8 @@ pub(crate) struct Books {
 pub(crate) struct Latest {
     /// Data of the groups in `Applied` (in its order), `Restored`, or `Destroyed`.
     pub(crate) before: Vec<Option<Data>>,
+    /// A group that a split in `Applied` has made where its data was already.
+    pub(crate) overwritten: Option<GroupId>,
     /// What the data was before `RecoveredData`.
     pub(crate) lost: GroupMap<Data>,
     /// Entries in an `Append` that was sent.
@@ -89,6 +93,15 @@ pub(crate) struct Latest {
     pub(crate) impossible: Option<String>,
     /// Where the batch was written.
     written_on: StoreId,
+}
+
+/// The new groups of a split.
+pub(crate) fn rights(item: &ApplyItem) -> impl Iterator<Item = &SplitRight> {
+    let rights = match &item.range_change {
+        Some(RangeChange::Split { rights }) => rights.as_slice(),
+        _ => &[],
+    };
+    rights.iter()
 }
 
 /// The message of the core within one between stores.
@@ -228,6 +241,9 @@ impl Books {
             | Observation::Published { .. }
             | Observation::ReadAsked { .. }
             | Observation::ReadPermitted { .. }
+            | Observation::Proposed { .. }
+            | Observation::Permitted { .. }
+            | Observation::Divided { .. }
             | Observation::Group { .. } => Ok(()),
         }
     }
@@ -296,6 +312,7 @@ impl Books {
 
     fn apply(&mut self, store: StoreId, items: &[ApplyItem]) {
         self.latest.before.clear();
+        self.latest.overwritten = None;
         let book = self.stores.entry(store).or_default();
         for item in items {
             let data = book.data.get_mut(&item.group);
@@ -304,6 +321,16 @@ impl Books {
                 .push(data.as_ref().map(|data| Data::clone(data)));
             if let Some(data) = data {
                 data.applied = item.state.clone();
+            }
+            for right in rights(item).filter(|right| right.keep) {
+                let group = right.state.descriptor.group;
+                let data = Data {
+                    applied: right.state.clone(),
+                    flushed: EntryId::default(),
+                };
+                if book.data.insert(group, data).is_some() {
+                    self.latest.overwritten.get_or_insert(group);
+                }
             }
         }
     }
@@ -415,6 +442,12 @@ impl StoreBook {
         differ.map_or(Ok(()), |group| Err(self.durable.tell(*group, &found, why)))
     }
 
+    /// Whether there is a log of a group that goes on from its data.
+    fn has_begun(&self, group: GroupId) -> bool {
+        let log = self.durable.logs.get(&group);
+        log.is_some_and(|log| log.truncated != EntryId::default())
+    }
+
     /// Data may only be as old as what was flushed, and may only be gone if its replica is.
     fn recover_data(&mut self, states: &[AppliedState]) -> (Result<(), String>, GroupMap<Data>) {
         let lost = std::mem::take(&mut self.data);
@@ -437,6 +470,8 @@ impl StoreBook {
                         flushed.index
                     ));
                 }
+                // A split that was taken back; a vote may have made a log without data.
+                None if flushed == EntryId::default() && !self.has_begun(*group) => {}
                 None if self.durable.logs.contains_key(group) => {
                     result = Err(format!(
                         "the data of group {group}, applied to {at:?}, is gone"
