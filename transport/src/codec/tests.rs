@@ -249,7 +249,7 @@ fn numbers_and_names_that_cannot_be_are_refused() {
         ),
         (
             entry(proto::Entry {
-                kind: 3,
+                kind: 4,
                 ..Default::default()
             }),
             "unknown kind of entry",
