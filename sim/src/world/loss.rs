@@ -10,13 +10,16 @@ use std::collections::BTreeSet;
 use polyraft_multiraft::{GroupId, GroupStatus, Reject, StoreId};
 use polyraft_store::disk::Cf;
 
-use super::World;
 use super::nemesis::Relief;
 use super::operators::Task;
+use super::{Told, World};
 use crate::disk::CrashKind;
 use crate::observe::Observation;
 use crate::sometimes;
-use crate::time::{MILLISECOND, SECOND};
+use crate::time::{MILLISECOND, Nanos, SECOND};
+
+/// A leader that is not confirmed by then is asked again.
+const CONFIRMED_WITHIN: Nanos = 20 * SECOND;
 
 /// Where the loss of a store stands; one at a time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +65,38 @@ impl World {
         for group in groups {
             self.begin_task(Task::BeforeLoss(group));
         }
+    }
+
+    /// A leader that was deposed in its sleep would speak of members that are none any more, and its group
+    /// would lose a quorum: only one that others confirm is asked.
+    pub(super) fn confirm_before_loss(&mut self, number: u64, group: GroupId) {
+        let leader = self.leader(group);
+        let handle = leader.and_then(|store| self.stores[&store].handle().cloned());
+        let (Some(store), Some(handle)) = (leader, handle) else {
+            return self.retry_or_drop(number);
+        };
+        let respond = self.respond(number, store, |told: Result<_, Reject>| {
+            Told::Confirmed(told.map(|_| ()))
+        });
+        handle.look(group, respond);
+        self.alarm(number, CONFIRMED_WITHIN);
+        self.kick(store);
+    }
+
+    pub(super) fn confirmed_before_loss(
+        &mut self,
+        number: u64,
+        group: GroupId,
+        store: StoreId,
+        result: Result<(), Reject>,
+    ) {
+        let handle = self.stores[&store].handle().cloned();
+        let (Ok(()), Some(handle)) = (result, handle) else {
+            return self.retry_or_drop(number);
+        };
+        let respond = self.respond(number, store, |told| Told::Described(Box::new(told)));
+        handle.describe(group, respond);
+        self.kick(store);
     }
 
     pub(super) fn looked_before_loss(

@@ -188,6 +188,7 @@ enum Told {
     Done(Result<(), Reject>),
     Destroyed(GroupId, Result<(), Reject>),
     Changed(Result<(), Reject>),
+    Confirmed(Result<(), Reject>),
     Described(Box<Result<GroupStatus, Reject>>),
     Split(Box<Result<Vec<GroupDescriptor>, Reject>>),
 }

@@ -186,7 +186,8 @@ impl World {
         match task {
             Task::Create(group, left) => self.go_on_creating(number, group, &left),
             Task::Destroy(_, left) => self.go_on_destroying(number, &left),
-            Task::Look(group) | Task::BeforeLoss(group) | Task::Replace(group, ..) => {
+            Task::BeforeLoss(group) => self.confirm_before_loss(number, group),
+            Task::Look(group) | Task::Replace(group, ..) => {
                 let leader = self.leader(group);
                 let handle = leader.and_then(|store| self.stores[&store].handle().cloned());
                 let (Some(store), Some(handle)) = (leader, handle) else {
@@ -209,7 +210,7 @@ impl World {
     }
 
     /// A look that cannot be had now: replacements wait, others are given up.
-    fn retry_or_drop(&mut self, number: u64) {
+    pub(super) fn retry_or_drop(&mut self, number: u64) {
         match self.operators.tasks.get(&number) {
             Some(Task::Replace(group, ..)) if self.is_live(*group) => {
                 self.again(number);
@@ -279,6 +280,10 @@ impl World {
                 if let Ok(status) = *status {
                     self.change(group, store, &status);
                 }
+            }
+            (Task::BeforeLoss(group), Told::Confirmed(result)) => {
+                let group = *group;
+                self.confirmed_before_loss(number, group, store, result);
             }
             (Task::BeforeLoss(group), Told::Described(status)) => {
                 let group = *group;
