@@ -41,7 +41,7 @@ impl Worker {
         }
         give_up_orphans(replica, limit);
         end_failed_transfers(replica);
-        ask_if_removed(replica, limit * 2, effects);
+        speak_up(replica, limit * 2, effects);
         if sleep_after > 0 && may_sleep(replica) {
             replica.idle_ticks += 1;
             if replica.idle_ticks >= sleep_after {
@@ -218,10 +218,13 @@ fn give_up_orphans(replica: &mut Replica, limit: u32) {
 }
 
 /// A voter that hears nothing campaigns, and is told if it is none any more. Others never speak up by
-/// themselves, so who missed its removal would stay for ever, and its range with it: it shows itself.
-fn ask_if_removed(replica: &mut Replica, after: u32, effects: &mut Effects) {
-    replica.silent_ticks += 1;
-    if replica.silent_ticks < after || replica.leads() {
+/// themselves, so who missed its removal would stay for ever, and its range with it; and who missed the
+/// last heartbeat of a leader that sleeps would never hear of the last commit. Such a replica repeats what it
+/// has, which is true whoever hears it: what is committed is in the log of every leader to come.
+fn speak_up(replica: &mut Replica, after: u32, effects: &mut Effects) {
+    replica.silent_ticks = replica.silent_ticks.saturating_add(1);
+    // What it says must be durable.
+    if replica.silent_ticks < after || replica.leads() || replica.writes_in_flight > 0 {
         return;
     }
     replica.silent_ticks = 0;
@@ -230,13 +233,16 @@ fn ask_if_removed(replica: &mut Replica, after: u32, effects: &mut Effects) {
     if voters.contains(&id) || term == Term(0) {
         return;
     }
-    // To whoever counts it as a member this says no more than that it is there.
+    let payload = Payload::AppendResponse {
+        index: replica.node.committed(),
+        reject: None,
+    };
     for member in replica.routes.iter().filter(|member| member.replica != id) {
         let message = Message {
             from: id,
             to: member.replica,
             term,
-            payload: Payload::HeartbeatResponse { read: 0 },
+            payload: payload.clone(),
         };
         let body = Body::Raft(message);
         effects.send(member.store, LaneKey::Control, GroupMessage { group, body });

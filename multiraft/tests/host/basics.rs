@@ -1,5 +1,6 @@
 //! What a cluster does while nothing goes wrong, and after crashes.
 
+use polyraft_core::{ConfChangeKind, Transition};
 use polyraft_multiraft::{GroupId, Reject, StoreId};
 
 use crate::cluster::Cluster;
@@ -143,6 +144,44 @@ fn sleep_and_wake(sleep_after_ticks: u32) {
     cluster.start(gone);
     cluster.settle_and_check();
     cluster.until("all replicas sleep", 300, |cluster| asleep(cluster) == 60);
+}
+
+/// A learner has the last entry, and missed both the news that it is committed and the call to sleep.
+#[test]
+fn a_learner_hears_of_the_last_commit_while_its_group_sleeps() {
+    let mut cluster = Cluster::new(7, 3, |config| config.sleep_after_ticks = 10);
+    let one = GroupId(1);
+    cluster.create(1, &[1, 2]);
+    cluster.elect();
+    let added = cluster.change(one, &[(ConfChangeKind::AddLearner, 3)], Transition::Auto);
+    assert_eq!(added.expect("it is led").members.len(), 3);
+    cluster.settle_and_check();
+    let applied = |cluster: &Cluster, store: StoreId| {
+        let summary = cluster.handle(store.0).summary(one);
+        summary.map(|summary| summary.basic.applied)
+    };
+    let (learner, leader) = (StoreId(3), cluster.leader(one).expect("it is led"));
+    cluster.until("it has all", 100, |cluster| {
+        applied(cluster, learner) == applied(cluster, leader)
+    });
+    let before = applied(&cluster, learner).expect("it is a member");
+    cluster.write(one);
+    cluster.until("the learner has it", 50, |cluster| {
+        let found = cluster.nodes[&learner].log.recovered();
+        found.groups.iter().any(|log| log.last.index > before)
+    });
+    cluster.network.set_deaf(learner, one, true);
+    cluster.until("the leader sleeps", 200, |cluster| {
+        let summary = cluster.handle(leader.0).summary(one);
+        summary.is_some_and(|summary| summary.asleep)
+    });
+    cluster.ticks(5);
+    assert_eq!(applied(&cluster, learner), Some(before), "it is not told");
+    cluster.network.set_deaf(learner, one, false);
+    cluster.until("the learner is told", 400, |cluster| {
+        applied(cluster, learner) == applied(cluster, leader)
+    });
+    cluster.settle_and_check();
 }
 
 #[test]
