@@ -13,8 +13,8 @@ use polyraft_core::{EntryId, Index, Message, Payload, Term};
 use polyraft_multiraft::{GroupId, GroupMap, StoreId};
 
 use super::Property;
-use super::books::{Books, Log, Section, raft, rights};
-use super::configurations::{Configurations, has};
+use super::books::{Books, Log, Section, raft};
+use super::configurations::{Configurations, beginnings, has};
 use crate::observe::Observation;
 
 /// See the module.
@@ -154,20 +154,20 @@ impl Property for CommitRule {
     }
 
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
-        self.configurations.see(seen);
+        self.configurations.see(seen, books);
+        for state in beginnings(seen) {
+            self.learn(state.descriptor.group, state.last.index);
+        }
         match *seen {
-            Observation::Created { state, .. } | Observation::Restored { state, .. } => {
+            Observation::Restored { state, .. } => {
                 self.learn(state.descriptor.group, state.last.index);
                 Ok(())
             }
             Observation::Applied { store, items } => {
-                for right in items.iter().flat_map(rights) {
-                    self.learn(right.state.descriptor.group, right.state.last.index);
-                }
                 for (item, before) in items.iter().zip(&books.latest().before) {
-                    let Some(before) = before else { continue };
-                    self.configurations
-                        .applied(store, item, &before.applied, books);
+                    if before.is_none() {
+                        continue;
+                    }
                     let (group, last) = (item.group, item.state.last.index);
                     let log = books
                         .store(store)

@@ -3,12 +3,16 @@
 //! A change of membership counts from when it is applied, and a leader may have applied less than
 //! others. So a configuration is accepted until everybody has certainly applied the one after it,
 //! and then for entries that had been seen before that.
+//!
+//! A group begins where an operator creates it or a split makes it. It is known, too, from data at the
+//! beginning of a group that a start finds: creating may fail at a sync and leave the data all the same, and
+//! the start then finishes what nobody has seen.
 
 use std::sync::Arc;
 
 use polyraft_core::{ConfState, EntryId, Index, ReplicaId};
 use polyraft_multiraft::env::ApplyItem;
-use polyraft_multiraft::{AppliedState, GroupId, GroupMap, StoreId};
+use polyraft_multiraft::{AppliedState, BOOTSTRAP, GroupId, GroupMap, StoreId};
 
 use super::books::{Books, changes_of_membership, rights};
 use crate::observe::Observation;
@@ -17,6 +21,8 @@ use crate::observe::Observation;
 #[derive(Debug, Default)]
 pub(super) struct Configurations {
     groups: GroupMap<Known>,
+    /// What the last observation applied for the first time anywhere.
+    news: Vec<(GroupId, EntryId)>,
 }
 
 #[derive(Debug, Default)]
@@ -67,16 +73,24 @@ impl Known {
 }
 
 impl Configurations {
-    /// Notes what is created, by operators and by splits.
-    pub(super) fn see(&mut self, seen: &Observation<'_>) {
-        match *seen {
-            Observation::Created { state, .. } => self.begins(state),
-            Observation::Applied { items, .. } => {
-                let rights = items.iter().flat_map(rights);
-                rights.for_each(|right| self.begins(&right.state));
-            }
-            _ => {}
+    /// Notes what begins and what is applied.
+    pub(super) fn see(&mut self, seen: &Observation<'_>, books: &Books) {
+        self.news.clear();
+        for state in beginnings(seen) {
+            self.begins(state);
         }
+        if let Observation::Applied { store, items } = *seen {
+            for (item, before) in items.iter().zip(&books.latest().before) {
+                if let Some(before) = before {
+                    self.applied(store, item, &before.applied, books);
+                }
+            }
+        }
+    }
+
+    /// What the last observation applied for the first time anywhere, at most once per group.
+    pub(super) fn news(&self) -> &[(GroupId, EntryId)] {
+        &self.news
     }
 
     fn begins(&mut self, state: &AppliedState) {
@@ -86,18 +100,11 @@ impl Configurations {
         }
     }
 
-    /// Notes what is applied. Says whether it is news.
-    pub(super) fn applied(
-        &mut self,
-        store: StoreId,
-        item: &ApplyItem,
-        before: &AppliedState,
-        books: &Books,
-    ) -> bool {
+    fn applied(&mut self, store: StoreId, item: &ApplyItem, before: &AppliedState, books: &Books) {
         let (group, last) = (item.group, item.state.last);
         let known = self.groups.entry(group).or_default();
         if last.index <= known.applied {
-            return false;
+            return;
         }
         let book = books.store(store);
         if let Some(log) = book.and_then(|book| book.written.latest(group))
@@ -111,7 +118,7 @@ impl Configurations {
         }
         known.applied = last.index;
         known.retire(group, books);
-        true
+        self.news.push((group, last));
     }
 
     /// Whether something holds for a quorum of voters, of both halves where there are two, in any
@@ -139,6 +146,22 @@ impl Configurations {
             format!("; of {state:?} these: {with:?}")
         });
         each.collect()
+    }
+}
+
+/// The first states of groups that have begun, or are found at their beginning.
+pub(super) fn beginnings<'a>(seen: &Observation<'a>) -> Vec<&'a AppliedState> {
+    match *seen {
+        Observation::Created { state, .. } => vec![state],
+        Observation::RecoveredData { states, .. } => {
+            let first = states.iter().filter(|state| state.last == BOOTSTRAP);
+            first.collect()
+        }
+        Observation::Applied { items, .. } => {
+            let rights = items.iter().flat_map(rights);
+            rights.map(|right| &right.state).collect()
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -55,17 +55,8 @@ impl Property for ElectedByQuorum {
     }
 
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
-        self.configurations.see(seen);
+        self.configurations.see(seen, books);
         match *seen {
-            Observation::Applied { store, items } => {
-                for (item, before) in items.iter().zip(&books.latest().before) {
-                    if let Some(before) = before {
-                        self.configurations
-                            .applied(store, item, &before.applied, books);
-                    }
-                }
-                Ok(())
-            }
             Observation::Sent { message, .. } => match raft(message) {
                 Some(said) if is_of_leader(said) => {
                     self.leads(message.group, said.term, said.from, books)

@@ -84,16 +84,8 @@ impl Property for ReadRounds {
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
         self.now += 1;
         let now = self.now;
-        self.configurations.see(seen);
+        self.configurations.see(seen, books);
         match *seen {
-            Observation::Applied { store, items } => {
-                for (item, before) in items.iter().zip(&books.latest().before) {
-                    if let Some(before) = before {
-                        self.configurations
-                            .applied(store, item, &before.applied, books);
-                    }
-                }
-            }
             Observation::Sent { from, message, .. } => {
                 if let Some(said) = raft(message)
                     && let Payload::Heartbeat { read, .. } = said.payload

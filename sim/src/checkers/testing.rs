@@ -96,6 +96,15 @@ pub(super) fn create_section(replica: u64) -> LogSection {
     }
 }
 
+/// The first record of a replica whose data is there.
+pub(super) fn begin_section(replica: u64) -> LogSection {
+    LogSection {
+        reset: Some(BOOTSTRAP),
+        hard_state: Some(hard(1, 0, 2)),
+        ..create_section(replica)
+    }
+}
+
 pub(super) fn destroy_section(next: u64) -> LogSection {
     LogSection {
         lifecycle: Some(Lifecycle::Destroy {
@@ -293,12 +302,7 @@ impl Scene {
     #[track_caller]
     pub(super) fn begin(&mut self, store: u64) {
         self.created(store, &state(1, 2)).unwrap();
-        let section = LogSection {
-            reset: Some(BOOTSTRAP),
-            hard_state: Some(hard(1, 0, 2)),
-            ..create_section(store)
-        };
-        self.durable(store, section);
+        self.durable(store, begin_section(store));
     }
 
     /// The group is created everywhere.
