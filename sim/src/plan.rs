@@ -186,7 +186,10 @@ impl Plan {
         // Half of the seeds know few kinds of faults, so that progress is made between them.
         let percent = if rng.percent(50) { 25 } else { 60 };
         let faults = Fault::ALL.into_iter().filter(|_| rng.percent(percent));
-        let faults = faults.collect();
+        let mut faults: BTreeSet<Fault> = faults.collect();
+        if rng.percent(30) {
+            faults.insert(Fault::Split);
+        }
         let groups = match rng.below(4) {
             0 => rng.between(1, 3),
             1 | 2 => rng.between(2, 12),

@@ -88,7 +88,11 @@ impl World {
         self.discover();
         let faults: Vec<Fault> = self.plan.faults.iter().copied().collect();
         let rng = &mut self.nemesis.rng;
-        let fault = rng.pick(&faults).copied();
+        let mut fault = rng.pick(&faults).copied();
+        // What a split meets is worth more than its share.
+        if self.plan.has(Fault::Split) && rng.percent(15) {
+            fault = Some(Fault::Split);
+        }
         let next = rng.magnitude(self.plan.pace / 4 + 1, self.plan.pace * 2);
         self.queue.push(next, Event::Strike);
         if let Some(fault) = fault {

@@ -272,7 +272,7 @@ impl World {
             (Task::Split { stale }, Told::Split(told)) => {
                 let stale = *stale;
                 self.operators.tasks.remove(&number);
-                self.split_told(stale, &told);
+                self.split_told(store, stale, &told);
             }
             (Task::Look(group), Told::Described(status)) => {
                 let group = *group;

@@ -1,11 +1,14 @@
 //! Operators who split groups: at one key or at many, on an epoch that has passed, or twice since they do
-//! not know what became of the first wish.
+//! not know what became of the first wish. Where processes or the power fail anyway, they may do so in the
+//! short time between the effect of a split and the flush that makes it certain.
 
 use bytes::Bytes;
 use polyraft_multiraft::{Epoch, GroupDescriptor, GroupId, Reject, SplitPiece, StoreId};
 
 use super::operators::Task;
-use super::{Told, World};
+use super::{Phase, Told, World};
+use crate::disk::CrashKind;
+use crate::plan::Fault;
 use crate::sometimes;
 use crate::time::SECOND;
 
@@ -97,10 +100,45 @@ impl World {
         let respond = self.respond(task, store, told);
         handle.split(wish.group, wish.expected, wish.pieces.clone(), respond);
         self.kick(store);
+        self.endanger(store, wish.group);
+    }
+
+    /// A member may be killed between two of the writes that follow, those of the split among them.
+    fn endanger(&mut self, store: StoreId, group: GroupId) {
+        if !self.plan.has(Fault::Crash) || !self.nemesis.rng.percent(20) {
+            return;
+        }
+        let handle = self.stores.get(&store).and_then(|store| store.handle());
+        let Some(descriptor) = handle.and_then(|handle| handle.descriptor(group)) else {
+            return;
+        };
+        let rng = &mut self.nemesis.rng;
+        let writes = rng.magnitude(2, 40);
+        if let Some(member) = rng.pick(&descriptor.members) {
+            self.stores[&member.store].disk.kill_after(writes);
+        }
+    }
+
+    /// The leader has applied a split, and said so, and may not have flushed it: there it may end.
+    fn end_before_the_flush(&mut self, store: StoreId) {
+        let kind = match (self.plan.has(Fault::Crash), self.plan.has(Fault::PowerCut)) {
+            (_, true) => CrashKind::Power,
+            (true, false) => CrashKind::Process,
+            (false, false) => return,
+        };
+        if self.phase == Phase::Chaos && self.nemesis.rng.percent(15) {
+            self.crash(store, kind);
+            self.start_later(store);
+        }
     }
 
     /// What became of a wish.
-    pub(super) fn split_told(&self, stale: bool, told: &Result<Vec<GroupDescriptor>, Reject>) {
+    pub(super) fn split_told(
+        &mut self,
+        store: StoreId,
+        stale: bool,
+        told: &Result<Vec<GroupDescriptor>, Reject>,
+    ) {
         match told {
             Ok(groups) if stale => {
                 let what = format!("a split on another epoch took place: {groups:?}");
@@ -109,6 +147,7 @@ impl World {
             Ok(groups) => {
                 sometimes!(true, "world: group split");
                 sometimes!(groups.len() > 2, "world: group split into many");
+                self.end_before_the_flush(store);
             }
             Err(Reject::StaleEpoch { .. }) => {
                 sometimes!(true, "world: split refused for its epoch");
