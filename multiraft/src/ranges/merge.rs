@@ -13,6 +13,9 @@
 //! | frozen | somebody later, behind an older border | thaw the right one |
 //! | any | somebody who has the right one's keys, too, or had them | done |
 //!
+//! Both must be on the same stores. If they are not, the right one is not frozen, or, if their members have
+//! become different since, thawed; whoever drives it is told which stores they are.
+//!
 //! # Why a thaw is safe
 //! It is if the merge has not happened and never will. It never will if the left group has not the named
 //! epoch any more, or is gone: epochs never come again. Whether it has happened is not seen in the ranges,
@@ -27,7 +30,7 @@ use bytes::Bytes;
 use polyraft_core::EntryId;
 
 use super::RangeCommand;
-use crate::group::{Frozen, GroupDescriptor, GroupId};
+use crate::group::{Frozen, GroupDescriptor, GroupId, StoreId};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -100,7 +103,7 @@ pub enum MergeAnswer {
 }
 
 /// Why two groups are not merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeFailure {
     /// As was asked for: see [`Merging::give_up`].
@@ -115,6 +118,14 @@ pub enum MergeFailure {
     /// The right group is no more: it was merged before, or destroyed.
     #[error("group {0} is no more")]
     Gone(GroupId),
+    /// Their replicas are not on the same stores.
+    #[error("only the left group is on stores {left:?}, only the right one on stores {right:?}")]
+    Members {
+        /// The stores of the left group only, ascending.
+        left: Vec<u64>,
+        /// Those of the right one only.
+        right: Vec<u64>,
+    },
 }
 
 impl Merging {
@@ -137,10 +148,13 @@ impl Merging {
         Some(Self::new(frozen.into, right.group, range.start.clone()))
     }
 
-    /// Whether the merge is finished or undone from now on. What is certain to happen still does.
+    /// Whether the merge is finished or undone from now on. What is certain to happen still does. An answer to
+    /// the step under way still counts.
     pub fn give_up(&mut self) {
         self.give_up = true;
-        if !matches!(self.state, State::Done(_)) {
+        // What comes of these says nothing that the next look does not. What is being looked at is not asked
+        // again: the answer would be taken for that of another look.
+        if matches!(self.state, State::Propose { .. } | State::Settle { .. }) {
             self.state = State::LookRight;
         }
     }
@@ -199,7 +213,7 @@ impl Merging {
             return self.begin(&left, &right);
         };
         if left.group == into && left.epoch == target {
-            if self.give_up {
+            if self.give_up || differ(&left, &right).is_some() {
                 let (group, expected) = (into, target);
                 let command = RangeCommand::Fence { expected };
                 return State::Propose { group, command };
@@ -235,6 +249,9 @@ impl Merging {
         if let Some(Frozen { into, .. }) = left.frozen {
             return State::Done(Err(MergeFailure::LeftFrozen(into)));
         }
+        if let Some(failure) = differ(left, right) {
+            return State::Done(Err(failure));
+        }
         State::Propose {
             group: self.right,
             command: RangeCommand::Freeze {
@@ -244,6 +261,20 @@ impl Merging {
             },
         }
     }
+}
+
+/// Stores that only one of the two is on.
+fn differ(left: &GroupDescriptor, right: &GroupDescriptor) -> Option<MergeFailure> {
+    let only = |one: &GroupDescriptor, other: &GroupDescriptor| {
+        let stores = one.members.iter().map(|member| member.store);
+        let only = stores.filter(|store| other.replica_on(*store).is_none());
+        let mut only: Vec<u64> = only.map(|StoreId(store)| store).collect();
+        only.sort_unstable();
+        only.dedup();
+        only
+    };
+    let (left, right) = (only(left, right), only(right, left));
+    (!left.is_empty() || !right.is_empty()).then_some(MergeFailure::Members { left, right })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use polyraft_core::{ConfState, ReplicaId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::group::{AppliedState, KeyRange, Member, StoreId};
+use crate::group::{AppliedState, Epoch, KeyRange, Member, StoreId};
 use crate::ranges::{RangeOutcome, SplitPiece};
 
 const LEFT: GroupId = GroupId(1);
@@ -111,11 +111,15 @@ impl Groups {
         }
     }
 
+    /// Its replica goes back and forth between two stores.
     fn change_members(&mut self, number: GroupId) {
         if let Some(state) = self.live.get_mut(&number)
             && state.descriptor.frozen.is_none()
         {
-            Arc::make_mut(&mut state.descriptor).epoch.membership += 1;
+            let descriptor = Arc::make_mut(&mut state.descriptor);
+            descriptor.epoch.membership += 1;
+            let store = &mut descriptor.members[0].store;
+            store.0 = 3 - store.0;
         }
     }
 
@@ -233,6 +237,61 @@ fn what_is_given_up_serves_again() {
     assert_eq!(result, Err(MergeFailure::GivenUp));
     assert_eq!((groups.live.len(), groups.thaws), (3, 1));
     assert_eq!(groups.live[&RIGHT].descriptor.frozen, None);
+}
+
+/// Whoever gives up while he looks still waits for what he looked at: it is no answer to another look.
+#[test]
+fn a_look_under_way_stays_what_it_is() {
+    let mut groups = Groups::new();
+    let mut merging = new();
+    for _ in 0..4 {
+        groups.drive(&mut merging, 1, false);
+    }
+    assert!(matches!(merging.next(), MergeStep::LookBefore(_)));
+    merging.give_up();
+    let left = GroupDescriptor::clone(&groups.live[&LEFT].descriptor);
+    merging.on(MergeAnswer::Seen(left));
+    let MergeStep::Propose { group, command } = merging.next() else {
+        panic!("{merging:?}");
+    };
+    assert_eq!(group, LEFT);
+    assert!(matches!(command, RangeCommand::Fence { .. }), "{command:?}");
+    // Not what was about to happen.
+    merging.give_up();
+    assert_eq!(merging.next(), MergeStep::Look(RIGHT));
+    let result = finish(&mut groups, &mut merging);
+    assert_eq!(result, Err(MergeFailure::GivenUp));
+}
+
+#[test]
+fn groups_on_different_stores_are_not_merged() {
+    let mut groups = Groups::new();
+    groups.change_members(RIGHT);
+    let differ = Err(MergeFailure::Members {
+        left: vec![1],
+        right: vec![2],
+    });
+    assert_eq!(finish(&mut groups, &mut new()), differ);
+    assert_eq!(groups.live[&RIGHT].descriptor.frozen, None);
+    groups.change_members(RIGHT);
+    // Frozen by somebody who did not look, or before they came apart.
+    let (left, right) = (&groups.live[&LEFT], &groups.live[&RIGHT]);
+    let freeze = RangeCommand::Freeze {
+        expected: right.descriptor.epoch,
+        into: LEFT,
+        target: Epoch {
+            membership: left.descriptor.epoch.membership + 1,
+            ..left.descriptor.epoch
+        },
+    };
+    groups.apply(RIGHT, &freeze);
+    groups.change_members(LEFT);
+    let differ = Err(MergeFailure::Members {
+        left: vec![2],
+        right: vec![1],
+    });
+    assert_eq!(finish(&mut groups, &mut new()), differ);
+    assert_eq!((groups.merges, groups.thaws), (0, 1));
 }
 
 #[test]
