@@ -592,10 +592,17 @@ impl Inbound for HostHandle {
         if shared.registry.is_being_born(group) {
             return not_wanted("the group is being born");
         }
-        for owner in shared.registry.overlapping(group, range) {
+        let overlapping = shared.registry.overlapping(group, range);
+        let taken: Vec<GroupId> = overlapping.iter().copied().chain([group]).collect();
+        for owner in overlapping {
             let known = shared.router.descriptor(owner);
-            if !known.is_some_and(|known| header.state.descriptor.has_subsumed(&known)) {
+            let Some(known) = known.filter(|it| header.state.descriptor.has_subsumed(it)) else {
                 return not_wanted(&format!("its range overlaps that of group {owner}"));
+            };
+            if shared.is_lock(&known, &taken) {
+                let why =
+                    format!("the left neighbour of group {owner} has not merged with it here");
+                return not_wanted(&why);
             }
         }
         let sink = self.inner.state_machine.0.stage(&header.state)?;

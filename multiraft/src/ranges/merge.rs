@@ -148,8 +148,8 @@ impl Merging {
         Some(Self::new(frozen.into, right.group, range.start.clone()))
     }
 
-    /// Whether the merge is finished or undone from now on. What is certain to happen still does. An answer to
-    /// the step under way still counts.
+    /// Whether the merge is finished or undone from now on. What is certain to happen still does. An
+    /// answer to the step under way still counts.
     pub fn give_up(&mut self) {
         self.give_up = true;
         // What comes of these says nothing that the next look does not. What is being looked at is not asked

@@ -85,6 +85,13 @@ pub(crate) enum Unready {
 /// One of the new groups of a split: number, replica on this store, if there is to be one.
 pub(crate) type Expected = (GroupId, Option<ReplicaId>);
 
+/// See [`Registry::left_of`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeftOf {
+    pub(crate) touches: Option<GroupId>,
+    pub(crate) expected: Option<GroupId>,
+}
+
 impl Registry {
     /// A replica begins, or begins again; `range` and more are its own when `initialised`. One that is
     /// here already, and uninitialised, may become initialised.
@@ -307,20 +314,20 @@ impl Registry {
         inner.claims.claim(left, range)
     }
 
-    /// Whether a group is here whose range ends where that of `right` begins, or the one that is expected
-    /// there, although it has no range yet.
-    pub(crate) fn has_left_of(&self, right: GroupId, expected: Option<GroupId>) -> bool {
+    /// Groups here that may be about to take `right` over: the one whose range ends where that of
+    /// `right` begins, and the one that is `expected` to, although it has no such range yet.
+    pub(crate) fn left_of(&self, right: GroupId, expected: Option<GroupId>) -> LeftOf {
         let inner = self.inner.lock();
-        let is_here = |group: GroupId| {
-            let present = inner.present.get(&group);
+        let is_here = |group: &GroupId| {
+            let present = inner.present.get(group);
             present.is_some_and(|it| it.standing != Standing::Ending)
         };
-        if expected.is_some_and(is_here) {
-            return true;
-        }
         let range = inner.claims.of(right);
-        let neighbour = range.and_then(|range| inner.claims.ends_at(range));
-        neighbour.is_some_and(is_here)
+        let touches = range.and_then(|range| inner.claims.ends_at(range));
+        LeftOf {
+            touches: touches.filter(is_here),
+            expected: expected.filter(is_here),
+        }
     }
 
     /// A group that was being born is here.

@@ -9,7 +9,9 @@
 //! one's replica ends for ever.
 //!
 //! A snapshot of the left one from behind a merge that this store missed takes the right one over in the same
-//! way, as it is, whatever of it is here; the installation of that is durable at once.
+//! way, as it is, whatever of it is here; the installation of that is durable at once. So does the snapshot
+//! of a group that was split off again where the right one began, but not while the left one is here and has
+//! not followed through the merge: it may have to by its log.
 //!
 //! Invariant: from the answer to the end, or to the release, nothing of the right one changes here.
 
@@ -303,11 +305,8 @@ impl Worker {
     /// A replica that could still be taken over by its left neighbour is a lock on its keys: if it
     /// went, the left one could not follow.
     pub(super) fn is_lock(&self, group: GroupId) -> bool {
-        let Some(replica) = self.replicas.get(&group) else {
-            return false;
-        };
-        let into = replica.descriptor.frozen.map(|frozen| frozen.into);
-        self.shared.registry.has_left_of(group, into)
+        let replica = self.replicas.get(&group);
+        replica.is_some_and(|replica| self.shared.is_lock(&replica.descriptor, &[]))
     }
 }
 

@@ -263,7 +263,9 @@ impl Worker {
                 .flatten()
                 .filter(|other| staged.state.descriptor.has_subsumed(other));
             let gone: Vec<_> = gone.collect();
-            if !gone.is_empty() && gone.len() == overlapping.len() {
+            let taken: Vec<_> = gone.iter().map(|it| it.group).chain([group]).collect();
+            let locked = gone.iter().any(|it| self.shared.is_lock(it, &taken));
+            if !gone.is_empty() && gone.len() == overlapping.len() && !locked {
                 return self.stop_subsumed(from, header, staged, gone);
             }
         }

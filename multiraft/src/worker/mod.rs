@@ -29,7 +29,7 @@ use crate::config::HostConfig;
 use crate::effects::Effects;
 use crate::env::{GroupMessage, Lost};
 use crate::error::Reject;
-use crate::group::{GroupId, StoreId};
+use crate::group::{GroupDescriptor, GroupId, StoreId};
 use crate::group_map::{GroupMap, GroupSet};
 use crate::input::{AppliedItem, Input, PersistedItem};
 use crate::ranges::registry::Registry;
@@ -72,6 +72,33 @@ impl Shared {
     /// Whether a write found no room lately; each writer speaks for itself.
     pub(crate) fn is_disk_full(&self) -> bool {
         self.disk_full.load(Ordering::Relaxed) || self.data_disk_full.load(Ordering::Relaxed)
+    }
+
+    /// Whether a group here, other than `others`, may still have to take the replica of `right` over,
+    /// as it is known here, to follow its own log: then that replica is a lock on its keys, and if it
+    /// went the left one could not follow.
+    ///
+    /// It may if it stands at an epoch at which the merge can come, or if it has the border to `right` that
+    /// there was when `right` began: a younger one was drawn after they were merged.
+    pub(crate) fn is_lock(&self, right: &GroupDescriptor, others: &[GroupId]) -> bool {
+        let into = right.frozen.map(|frozen| frozen.into);
+        let left = self.registry.left_of(right.group, into);
+        let known =
+            |group: GroupId| (!others.contains(&group)).then(|| self.router.descriptor(group));
+        let expects = |known: Option<Arc<GroupDescriptor>>| {
+            let target = right.frozen.map(|frozen| frozen.target.range);
+            known.is_none_or(|known| target.is_some_and(|target| known.epoch.range <= target))
+        };
+        let touches = |known: Option<Arc<GroupDescriptor>>| {
+            // Where claims and descriptors differ the range is changing.
+            let end = |known: &GroupDescriptor| known.range.as_ref().and_then(|it| it.end.clone());
+            let start = right.range.as_ref().map(|range| &range.start);
+            known.is_none_or(|known| {
+                end(&known).as_ref() != start || known.border <= right.epoch.range
+            })
+        };
+        left.expected.and_then(known).is_some_and(expects)
+            || left.touches.and_then(known).is_some_and(touches)
     }
 
     /// Stopped or about to be: nothing new is taken.

@@ -423,6 +423,61 @@ fn who_was_away_follows_by_a_snapshot() {
     }
 }
 
+/// What was merged is a group of its own again, at the same border, before this store hears of the merge: the
+/// snapshot of that group must not take the right one over, which the left one's log still needs here.
+#[test]
+fn who_was_away_follows_before_what_was_split_off_again() {
+    for seed in 0..12u64 {
+        let mut cluster = neighbours(seed, |config| {
+            config.workers = 1 + (seed % 2) as usize;
+            config.appliers = 1 + (seed / 2 % 2) as usize;
+            config.truncate_keep_entries = [100, 0][(seed / 4 % 2) as usize];
+        });
+        let leader = cluster.leader(LEFT).expect("it has a leader").0;
+        let away = 1 + leader % 3;
+        let mut driver = driver(&cluster);
+        for _ in 0..4_000 {
+            driver.drive(&cluster);
+            cluster.step();
+            if let MergeStep::Propose {
+                command: RangeCommand::Merge { .. },
+                ..
+            } = driver.merging.next()
+            {
+                break;
+            }
+        }
+        cluster.network.set_deaf(StoreId(away), LEFT, true);
+        unite(&mut cluster, &mut driver);
+        cluster.groups.remove(&RIGHT);
+        cluster.split(LEFT, &[(100, 103)]).expect("it is possible");
+        cluster.elect();
+        for _ in 0..3 {
+            cluster.written(LEFT);
+            cluster.written(GroupId(103));
+        }
+        for store in 1..=3 {
+            cluster.node(store).flush();
+        }
+        cluster.ticks(100);
+        assert!(cluster.handle(away).summary(RIGHT).is_some(), "seed {seed}");
+        if seed % 3 == 1 {
+            cluster.crash(StoreId(away), seed % 2 == 0);
+            cluster.start(StoreId(away));
+        }
+        cluster.network.set_deaf(StoreId(away), LEFT, false);
+        check_gone(&mut cluster);
+        assert_eq!(quarantined(&mut cluster, away), None, "seed {seed}");
+    }
+}
+
+/// Why the left one's replica on a store is out of service, if it is.
+fn quarantined(cluster: &mut Cluster, store: u64) -> Option<String> {
+    let handle = cluster.handle(store);
+    let status = cluster.answer(|respond| handle.describe(LEFT, respond));
+    status.expect("it is here").quarantined
+}
+
 /// A replica that cannot follow up to the freeze would be lost, and the left one's with it: so they are not
 /// merged, and the right one serves again.
 #[test]
