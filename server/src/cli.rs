@@ -11,6 +11,7 @@ mod group;
 mod kv;
 mod load;
 mod output;
+mod range;
 mod scan;
 mod status;
 
@@ -67,6 +68,7 @@ async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), Erro
         } => status::init(groups, replicas, &connection).await,
         Verb::Status { connection } => status::status(&connection).await,
         Verb::Group { verb } => group::run(verb).await,
+        Verb::Range { verb } => range::run(verb).await,
         Verb::Kv { verb } => kv::run(verb).await,
         Verb::Load(arguments) => load::run(arguments, revision).await,
         Verb::Demo(arguments) => crate::demo::run(arguments, revision).await,

@@ -26,8 +26,8 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
 use crate::admin::{
-    ADDRESSES, AdminService, BeforeJoining, INSTANCES, InternalService, Joining, Membership,
-    say_hello, shown,
+    ADDRESSES, AdminService, BeforeJoining, Driven, INSTANCES, InternalService, Joining,
+    Membership, say_hello, shown,
 };
 use crate::cli::StartArguments;
 use crate::directory::Directory;
@@ -214,6 +214,7 @@ async fn start(
         draining: AtomicBool::new(false),
         reservations: Mutex::default(),
         roles: Mutex::default(),
+        merges: Driven::default(),
         init_turn: tokio::sync::Mutex::default(),
     });
     server.refresh_local_routes();
@@ -512,7 +513,7 @@ async fn serve(
         .map_err(|error| error.to_string())
 }
 
-/// Greets the other stores now and then, and keeps the routes fresh.
+/// Greets the other stores now and then, keeps the routes fresh, and looks after merges that nobody drives.
 async fn keep_in_touch(server: Arc<Server>) {
     let mut routes = tokio::time::interval(ROUTES_INTERVAL);
     let mut greetings = tokio::time::interval(GREETING_INTERVAL);
@@ -521,6 +522,7 @@ async fn keep_in_touch(server: Arc<Server>) {
         tokio::select! {
             _ = routes.tick() => {
                 server.refresh_local_routes();
+                server.take_over_merges();
                 crate::metrics::publish(&server);
                 // One line for all groups: a store that comes back may take in thousands.
                 let all = server.handle.stats().snapshots_installed;

@@ -45,6 +45,8 @@ pub(crate) struct Server {
     pub(crate) reservations: parking_lot::Mutex<()>,
     /// Who votes in each group here, as of a membership epoch.
     pub(crate) roles: parking_lot::Mutex<BTreeMap<u64, (u64, ConfState)>>,
+    /// Who drives merges of groups that this store leads.
+    pub(crate) merges: crate::admin::Driven,
     /// One init at a time creates groups.
     pub(crate) init_turn: tokio::sync::Mutex<()>,
 }
@@ -96,7 +98,7 @@ impl Server {
             .channel(store)
             .ok_or("its address is not known")?;
         let request = ListGroupsRequest { local: true };
-        let mut client = AdminClient::new(channel);
+        let mut client = AdminClient::new(channel).max_decoding_message_size(usize::MAX);
         match timeout(PEER_BOUND, client.list_groups(request)).await {
             Ok(Ok(list)) => Ok(list.into_inner().groups),
             Ok(Err(status)) => Err(status.message().to_owned()),

@@ -1,8 +1,8 @@
 //! Groups that are created and destroyed while the stores run.
 //!
 //! The number of a group is never used twice: each store keeps, durably, the lowest number it would
-//! still grant, and a number is taken once a majority of the stores has granted it. Two majorities
-//! have a store in common, and that store grants a number once.
+//! still grant, and a number, or a row of them, is taken once a majority of the stores has granted it. Two
+//! majorities have a store in common, and that store grants a number once.
 
 use bytes::Bytes;
 use polyraft_core::ReplicaId;
@@ -29,8 +29,9 @@ const REPLICA_MAX: u64 = 1 << 62;
 type Failures = Vec<(u64, Failure)>;
 
 impl Server {
-    /// Grants `group` if it and all higher numbers are free as far as this store knows.
-    pub(super) fn reserve(&self, group: u64) -> Result<ReserveGroupResponse, Failure> {
+    /// Grants `count` numbers from `group` on if those and all higher ones are free as far as this
+    /// store knows.
+    pub(super) fn reserve(&self, group: u64, count: u64) -> Result<ReserveGroupResponse, Failure> {
         let _guard = self.reservations.lock();
         let internal =
             |error: &dyn std::fmt::Display| Failure::new(Reason::Internal, error.to_string());
@@ -53,7 +54,7 @@ impl Server {
                 next,
             });
         }
-        let Some(after) = group.checked_add(1) else {
+        let Some(after) = group.checked_add(count.max(1)) else {
             return Err(Failure::new(Reason::BadRequest, "no such group number"));
         };
         let value = Bytes::copy_from_slice(&after.to_be_bytes());
@@ -66,15 +67,20 @@ impl Server {
         })
     }
 
-    /// A number for a new group, at least `at_least`.
-    pub(super) async fn take_number(&self, at_least: u64, call: Call) -> Result<u64, Failure> {
+    /// `count` numbers for new groups, of which the first, at least `at_least`, is returned.
+    pub(super) async fn take_numbers(
+        &self,
+        at_least: u64,
+        count: u64,
+        call: Call,
+    ) -> Result<u64, Failure> {
         let stores: Vec<u64> = self.peers.addresses().into_keys().collect();
         let mut number = at_least;
         loop {
             let answers = futures_join(
                 stores
                     .iter()
-                    .map(|store| self.reserve_at(*store, number, call)),
+                    .map(|store| self.reserve_at(*store, number, count, call)),
             )
             .await;
             let answers: Vec<_> = answers.into_iter().flatten().collect();
@@ -94,12 +100,18 @@ impl Server {
         }
     }
 
-    async fn reserve_at(&self, store: u64, group: u64, call: Call) -> Option<ReserveGroupResponse> {
+    async fn reserve_at(
+        &self,
+        store: u64,
+        group: u64,
+        count: u64,
+        call: Call,
+    ) -> Option<ReserveGroupResponse> {
         if store == self.me {
-            return self.reserve(group).ok();
+            return self.reserve(group, count).ok();
         }
         let mut client = InternalClient::new(self.peers.channel(store)?);
-        let request = call.forward(ReserveGroupRequest { group });
+        let request = call.forward(ReserveGroupRequest { group, count });
         client
             .reserve_group(request)
             .await
@@ -129,7 +141,7 @@ impl Server {
             let text = "the cluster has no ranges yet: run `polyraft init` first";
             return Err(Failure::new(Reason::NotInitialised, text));
         }
-        let number = self.take_number(1, call).await?;
+        let number = self.take_numbers(1, 1, call).await?;
         let descriptor = new_descriptor(number, None, stores);
         let failures = self.create_replicas(&descriptor, call).await;
         let created = stores.len() - failures.len();

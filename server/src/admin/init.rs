@@ -140,7 +140,7 @@ impl Server {
     async fn carry_out(&self, plan: &Plan, call: Call) -> Result<(), Failure> {
         // Later groups get higher numbers than the ranges, wherever they are created.
         if self.handle.list().is_empty() {
-            self.take_number(plan.groups, call).await?;
+            self.take_numbers(plan.groups, 1, call).await?;
         }
         let numbers: Vec<u64> = (1..=plan.groups).collect();
         for some in numbers.chunks(CREATIONS) {

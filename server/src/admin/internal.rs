@@ -2,23 +2,29 @@
 
 use std::sync::Arc;
 
-use polyraft_multiraft::{GroupDescriptor, StoreId};
+use polyraft_core::EntryId;
+use polyraft_multiraft::{GroupDescriptor, RangeCommand, StoreId};
 use tonic::{Request, Response, Status};
 
 use super::groups::requested_descriptor;
 use super::joining::Joining;
 use crate::failure::{Failure, Reason};
 use crate::instances::Instance;
+use crate::owner::Aim;
 use crate::peers::encode_addresses;
 use crate::proto::admin::admin_server::Admin;
 use crate::proto::admin::internal_server::Internal;
 use crate::proto::admin::{
-    BeginRequest, BeginResponse, ChangeMembersRequest, ChangeMembersResponse, CreateGroupRequest,
-    CreateGroupResponse, CreateReplicaRequest, CreateReplicaResponse, DescribeGroupRequest,
-    DescribeGroupResponse, DestroyGroupRequest, DestroyGroupResponse, DestroyReplicaRequest,
-    DestroyReplicaResponse, HelloRequest, HelloResponse, InitRequest, InitResponse,
-    ListGroupsRequest, ListGroupsResponse, ReserveGroupRequest, ReserveGroupResponse,
-    StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
+    BeginRequest, BeginResponse, ChangeMembersRequest, ChangeMembersResponse, ChangeRangeRequest,
+    ChangeRangeResponse, CreateGroupRequest, CreateGroupResponse, CreateReplicaRequest,
+    CreateReplicaResponse, DescribeGroupRequest, DescribeGroupResponse, DestroyGroupRequest,
+    DestroyGroupResponse, DestroyReplicaRequest, DestroyReplicaResponse, HelloRequest,
+    HelloResponse, InitRequest, InitResponse, ListGroupsRequest, ListGroupsResponse,
+    ListRangesRequest, ListRangesResponse, ListReplicasRequest, ListReplicasResponse,
+    LookAtRangeRequest, LookAtRangeResponse, MergeRangesRequest, MergeRangesResponse,
+    MoveReplicaRequest, MoveReplicaResponse, ReserveGroupRequest, ReserveGroupResponse,
+    SettleRangeRequest, SettleRangeResponse, SplitRangeRequest, SplitRangeResponse, StatusRequest,
+    StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use crate::routing::Call;
 use crate::server::Server;
@@ -50,7 +56,8 @@ impl Internal for InternalService {
         &self,
         request: Request<ReserveGroupRequest>,
     ) -> Result<Response<ReserveGroupResponse>, Status> {
-        Ok(Response::new(self.0.reserve(request.into_inner().group)?))
+        let ReserveGroupRequest { group, count } = request.into_inner();
+        Ok(Response::new(self.0.reserve(group, count)?))
     }
 
     async fn create_replica(
@@ -75,6 +82,41 @@ impl Internal for InternalService {
             .destroy_replica(request.into_inner().group, call)
             .await?;
         Ok(Response::new(DestroyReplicaResponse {}))
+    }
+
+    async fn look_at_range(
+        &self,
+        request: Request<LookAtRangeRequest>,
+    ) -> Result<Response<LookAtRangeResponse>, Status> {
+        let call = Call::new(request.metadata(), true);
+        let group = request.into_inner().group;
+        let look = self.0.look_here(Aim::Group(group), group, call).await?;
+        Ok(Response::new(look.to_response()))
+    }
+
+    async fn change_range(
+        &self,
+        request: Request<ChangeRangeRequest>,
+    ) -> Result<Response<ChangeRangeResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let ChangeRangeRequest { group, command } = request.into_inner();
+        let command = RangeCommand::decode(&command);
+        let command =
+            command.map_err(|error| Failure::new(Reason::BadRequest, error.to_string()))?;
+        let groups = self.0.change_range_here(group, &command, call).await?;
+        let descriptors = groups.iter().map(GroupDescriptor::encode).collect();
+        Ok(Response::new(ChangeRangeResponse { descriptors }))
+    }
+
+    async fn settle_range(
+        &self,
+        request: Request<SettleRangeRequest>,
+    ) -> Result<Response<SettleRangeResponse>, Status> {
+        let call = Call::new(request.metadata(), true);
+        let SettleRangeRequest { group, term, index } = request.into_inner();
+        let at = EntryId::new(term, index);
+        self.0.settled_here(group, at, call).await?;
+        Ok(Response::new(SettleRangeResponse {}))
     }
 }
 
@@ -197,6 +239,27 @@ impl Internal for BeforeJoining {
     ) -> Result<Response<DestroyReplicaResponse>, Status> {
         not_joined()
     }
+
+    async fn look_at_range(
+        &self,
+        _: Request<LookAtRangeRequest>,
+    ) -> Result<Response<LookAtRangeResponse>, Status> {
+        not_joined()
+    }
+
+    async fn change_range(
+        &self,
+        _: Request<ChangeRangeRequest>,
+    ) -> Result<Response<ChangeRangeResponse>, Status> {
+        not_joined()
+    }
+
+    async fn settle_range(
+        &self,
+        _: Request<SettleRangeRequest>,
+    ) -> Result<Response<SettleRangeResponse>, Status> {
+        not_joined()
+    }
 }
 
 #[tonic::async_trait]
@@ -252,6 +315,41 @@ impl Admin for BeforeJoining {
         &self,
         _: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
+        not_joined()
+    }
+
+    async fn list_ranges(
+        &self,
+        _: Request<ListRangesRequest>,
+    ) -> Result<Response<ListRangesResponse>, Status> {
+        not_joined()
+    }
+
+    async fn split_range(
+        &self,
+        _: Request<SplitRangeRequest>,
+    ) -> Result<Response<SplitRangeResponse>, Status> {
+        not_joined()
+    }
+
+    async fn merge_ranges(
+        &self,
+        _: Request<MergeRangesRequest>,
+    ) -> Result<Response<MergeRangesResponse>, Status> {
+        not_joined()
+    }
+
+    async fn move_replica(
+        &self,
+        _: Request<MoveReplicaRequest>,
+    ) -> Result<Response<MoveReplicaResponse>, Status> {
+        not_joined()
+    }
+
+    async fn list_replicas(
+        &self,
+        _: Request<ListReplicasRequest>,
+    ) -> Result<Response<ListReplicasResponse>, Status> {
         not_joined()
     }
 }

@@ -5,19 +5,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use polyraft_core::{ConfChangeKind, RoleName, Transition};
 use polyraft_multiraft::{GroupId, GroupStatus, MemberChange, StoreId};
 use tonic::{Request, Response, Status};
 
+use super::merges::holds;
 use super::view;
 use crate::failure::{Failure, Reason};
+use crate::owner::Aim;
 use crate::proto::admin::admin_client::AdminClient;
 use crate::proto::admin::admin_server::Admin;
 use crate::proto::admin::{
     ChangeKind, ChangeMembersRequest, ChangeMembersResponse, CreateGroupRequest,
     CreateGroupResponse, DescribeGroupRequest, DescribeGroupResponse, DestroyGroupRequest,
     DestroyGroupResponse, Group, InitRequest, InitResponse, ListGroupsRequest, ListGroupsResponse,
-    StatusRequest, StatusResponse, StoreStatus, TransferLeaderRequest, TransferLeaderResponse,
+    ListRangesRequest, ListRangesResponse, ListReplicasRequest, ListReplicasResponse,
+    MergeRangesRequest, MergeRangesResponse, MoveReplicaRequest, MoveReplicaResponse,
+    SplitRangeRequest, SplitRangeResponse, StatusRequest, StatusResponse, StoreStatus,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use crate::routing::Call;
 use crate::server::{Server, futures_join, status_of};
@@ -119,6 +125,49 @@ impl Admin for AdminService {
             self.0.transfer(request.into_inner(), call).await?,
         ))
     }
+
+    async fn list_ranges(
+        &self,
+        _: Request<ListRangesRequest>,
+    ) -> Result<Response<ListRangesResponse>, Status> {
+        Ok(Response::new(self.0.list_ranges().await))
+    }
+
+    async fn split_range(
+        &self,
+        request: Request<SplitRangeRequest>,
+    ) -> Result<Response<SplitRangeResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let answer = self.0.split_range(request.into_inner(), call).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn merge_ranges(
+        &self,
+        request: Request<MergeRangesRequest>,
+    ) -> Result<Response<MergeRangesResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let answer = self.0.merge_ranges(request.into_inner(), call).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn move_replica(
+        &self,
+        request: Request<MoveReplicaRequest>,
+    ) -> Result<Response<MoveReplicaResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let answer = self.0.move_replica(request.into_inner(), call).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn list_replicas(
+        &self,
+        request: Request<ListReplicasRequest>,
+    ) -> Result<Response<ListReplicasResponse>, Status> {
+        let call = Call::new(request.metadata(), true);
+        let answer = self.0.list_replicas(request.into_inner(), call).await?;
+        Ok(Response::new(answer))
+    }
 }
 
 impl Server {
@@ -157,7 +206,7 @@ impl Server {
     }
 
     /// Says who of the members votes. Only groups whose members have changed since the last time are asked.
-    async fn add_roles(&self, groups: &mut [Group]) {
+    pub(super) async fn add_roles(&self, groups: &mut [Group]) {
         let call = Call {
             deadline: tokio::time::Instant::now() + ROLES_BOUND,
             forwarded: true,
@@ -201,16 +250,7 @@ impl Server {
 
     /// Every group once, as told by its leader's store, or by the one that has seen the latest term.
     pub(super) async fn list_everywhere(&self, here: Vec<Group>) -> ListGroupsResponse {
-        let others = self.peers.others();
-        let lists = futures_join(others.iter().map(|store| self.list_of(*store))).await;
-        let mut unreachable = Vec::new();
-        let mut told = vec![(self.me, here)];
-        for (store, list) in others.into_iter().zip(lists) {
-            match list {
-                Ok(groups) => told.push((store, groups)),
-                Err(_) => unreachable.push(store),
-            }
-        }
+        let (told, unreachable) = self.list_all(here).await;
         let mut best: BTreeMap<u64, (bool, u64, Group)> = BTreeMap::new();
         for (store, group) in told
             .into_iter()
@@ -228,30 +268,44 @@ impl Server {
         }
     }
 
-    async fn describe(
+    /// What each store that can be asked says of its replicas, and those that cannot.
+    pub(super) async fn list_all(&self, here: Vec<Group>) -> (Vec<(u64, Vec<Group>)>, Vec<u64>) {
+        let others = self.peers.others();
+        let lists = futures_join(others.iter().map(|store| self.list_of(*store))).await;
+        let mut unreachable = Vec::new();
+        let mut told = vec![(self.me, here)];
+        for (store, list) in others.into_iter().zip(lists) {
+            match list {
+                Ok(groups) => told.push((store, groups)),
+                Err(_) => unreachable.push(store),
+            }
+        }
+        (told, unreachable)
+    }
+
+    pub(super) async fn describe(
         &self,
         request: DescribeGroupRequest,
         call: Call,
     ) -> Result<DescribeGroupResponse, Failure> {
-        let group = request.group;
+        let aim = match &request.key {
+            Some(key) if request.group == 0 => Aim::Key(key),
+            _ => Aim::Group(request.group),
+        };
         if request.local {
+            let group = match aim {
+                Aim::Group(group) => group,
+                key => self.route(call, || self.owner_known_here(key)).await?.group,
+            };
             return self.describe_here(group, call).await;
         }
-        let local = || async move {
-            let described = self.describe_here(group, call).await?;
-            if described.role != "leader" {
-                let leader = described.group.as_ref().map_or(0, |g| g.leader_store);
-                let failure =
-                    Failure::new(Reason::NotLeader, "this replica does not lead the group");
-                return Err(Failure {
-                    leader: (leader != 0).then_some(leader),
-                    ..failure
-                });
-            }
-            Ok(described)
-        };
-        let remote = |channel| {
-            let request = call.forward(request);
+        let key = request.key.as_ref();
+        let local = |group| self.describe_led(group, key, call);
+        let remote = |group, channel| {
+            let request = call.forward(DescribeGroupRequest {
+                group,
+                ..request.clone()
+            });
             async move {
                 Ok(AdminClient::new(channel)
                     .describe_group(request)
@@ -259,11 +313,35 @@ impl Server {
                     .into_inner())
             }
         };
-        self.check_exists(group, call).await?;
-        self.at_leader(group, call, local, remote).await
+        self.at_owner(aim, None, call, local, remote).await
     }
 
-    async fn describe_here(
+    /// A group that this store leads, and that holds the key if one is named.
+    async fn describe_led(
+        &self,
+        group: u64,
+        key: Option<&Bytes>,
+        call: Call,
+    ) -> Result<DescribeGroupResponse, Failure> {
+        let describe = |respond| self.handle.describe(GroupId(group), respond);
+        let status = self.ask(group, call, describe).await?;
+        let described = view::described(&status, self.me);
+        if described.role != "leader" {
+            let leader = described.group.as_ref().map_or(0, |g| g.leader_store);
+            let failure = Failure::new(Reason::NotLeader, "this replica does not lead the group");
+            return Err(Failure {
+                leader: (leader != 0).then_some(leader),
+                ..failure
+            });
+        }
+        let aim = key.map(|key| Aim::Key(key));
+        if let Some(aim) = aim.filter(|aim| !holds(&status.descriptor, *aim)) {
+            return Err(self.range_changed(&status.descriptor, aim));
+        }
+        Ok(described)
+    }
+
+    pub(super) async fn describe_here(
         &self,
         group: u64,
         call: Call,
@@ -293,7 +371,7 @@ impl Server {
         }
     }
 
-    async fn change_members(
+    pub(super) async fn change_members(
         &self,
         request: ChangeMembersRequest,
         call: Call,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use polyraft_core::{ConfState, ProgressState, ReplicaId, RoleName};
 use polyraft_multiraft::{GroupDescriptor, GroupStatus, ReplicaSummary};
 
-use crate::proto::admin::{DescribeGroupResponse, Follower, Group, Member, MemberRole};
+use crate::proto::admin::{DescribeGroupResponse, Follower, Frozen, Group, Member, MemberRole};
 
 /// First key and the end of a group's range, as messages name them; none: it has no range, or no end.
 pub(super) fn bounds(descriptor: &GroupDescriptor) -> (Option<Bytes>, Option<Bytes>) {
@@ -33,6 +33,10 @@ pub(super) fn group(descriptor: &GroupDescriptor, conf_state: Option<&ConfState>
         members: members.collect(),
         membership_epoch: descriptor.epoch.membership,
         range_epoch: descriptor.epoch.range,
+        frozen: descriptor.frozen.map(|frozen| Frozen {
+            into_group: frozen.into.0,
+            index: frozen.at.index.0,
+        }),
         ..Group::default()
     }
 }
@@ -66,7 +70,7 @@ pub(super) fn add_roles(group: &mut Group, state: &ConfState) {
     }
 }
 
-fn role_of(state: &ConfState, replica: ReplicaId) -> MemberRole {
+pub(super) fn role_of(state: &ConfState, replica: ReplicaId) -> MemberRole {
     let joint = !state.voters_outgoing.is_empty();
     let (new, old) = (
         state.voters.contains(&replica),

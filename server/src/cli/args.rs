@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::range::RangeVerb;
 use super::scan::ScanArguments;
 use crate::peers::parse_peer;
 
@@ -41,7 +42,8 @@ pub(super) struct Connection {
     )]
     #[arg(default_value = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103")]
     pub(super) endpoints: Vec<String>,
-    /// How long the command may take, such as 500ms, 5s or 1m [default: 10s; init: 30s].
+    /// How long the command may take, such as 500ms, 5s or 1m [default: 10s; init and range merge: 30s; range
+    /// move: 10m].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(super) timeout: Option<Duration>,
     /// A table for people, or JSON for scripts.
@@ -94,6 +96,16 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: GroupVerb,
     },
+    /// Ranges of keys: list, describe, split, merge; moving their replicas.
+    #[command(
+        after_help = "Examples:\n  polyraft range list\n  polyraft range describe --key color\n  \
+        polyraft range split --at m --at t\n  polyraft range merge --at m\n  \
+        polyraft range move 7 --from 1 --to 4\n  polyraft range replicas 7"
+    )]
+    Range {
+        #[command(subcommand)]
+        verb: RangeVerb,
+    },
     /// Put load on a cluster and measure it.
     #[command(
         after_help = "Examples:\n  polyraft load --concurrency 256 --duration 30s\n  \
@@ -127,6 +139,7 @@ impl Verb {
             Self::Start(_) | Self::Demo(_) => Output::Table,
             Self::Init { connection, .. } | Self::Status { connection } => connection.output,
             Self::Group { verb } => verb.connection().output,
+            Self::Range { verb } => verb.connection().output,
             Self::Load(arguments) => arguments.connection.output,
             Self::Kv { verb } => verb.connection().output,
         }

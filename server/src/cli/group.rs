@@ -91,7 +91,20 @@ async fn list(connection: &Connection) -> Result<(), Error> {
 }
 
 async fn describe(group: u64, local: bool, connection: &Connection) -> Result<(), Error> {
-    let request = DescribeGroupRequest { group, local };
+    let request = DescribeGroupRequest {
+        group,
+        local,
+        key: None,
+    };
+    show_description(request, connection).await
+}
+
+/// One group as its leader, or the first endpoint, sees it.
+pub(super) async fn show_description(
+    request: DescribeGroupRequest,
+    connection: &Connection,
+) -> Result<(), Error> {
+    let local = request.local;
     let client = connection.client()?;
     let d = client
         .admin(true, request, |mut c, r| async move {
@@ -163,6 +176,12 @@ fn describe_table(d: &DescribeGroupResponse) -> String {
         group.applied_index,
         d.flushed_index,
     );
+    if let Some(frozen) = group.frozen {
+        let (into, index) = (frozen.into_group, frozen.index);
+        text.push_str(&format!(
+            "  FROZEN since entry {index}, to be merged into group {into}: it serves nobody meanwhile\n"
+        ));
+    }
     if !d.quarantined.is_empty() {
         text.push_str(&format!("  OUT OF SERVICE: {}\n", d.quarantined));
     }
@@ -285,7 +304,7 @@ async fn transfer(group: u64, to: u64, connection: &Connection) -> Result<(), Er
     })
 }
 
-fn group_json(group: &Group) -> Value {
+pub(super) fn group_json(group: &Group) -> Value {
     let members = group.members.iter().map(|member| {
         json!({ "replica": member.replica, "store": member.store, "role": role(member.role()) })
     });
@@ -300,10 +319,13 @@ fn group_json(group: &Group) -> Value {
         "commit_index": group.commit_index,
         "applied_index": group.applied_index,
         "asleep": group.asleep,
+        "frozen": group.frozen.map(|frozen| {
+            json!({ "into_group": frozen.into_group, "index": frozen.index })
+        }),
     })
 }
 
-fn bounds(group: &Group) -> (String, String) {
+pub(super) fn bounds(group: &Group) -> (String, String) {
     match &group.start {
         None => ("own keys".to_owned(), String::new()),
         Some(start) => (
@@ -321,7 +343,7 @@ fn bounds(group: &Group) -> (String, String) {
 }
 
 /// The stores of the members; who is no simple voter is marked.
-fn stores(group: &Group) -> String {
+pub(super) fn stores(group: &Group) -> String {
     let mut members: Vec<_> = group.members.iter().collect();
     members.sort_unstable_by_key(|member| member.store);
     let text = members.into_iter().map(|member| match member.role() {
@@ -331,14 +353,14 @@ fn stores(group: &Group) -> String {
     text.collect::<Vec<_>>().join(",")
 }
 
-fn leader(group: &Group) -> String {
+pub(super) fn leader(group: &Group) -> String {
     match group.leader_store {
         0 => "none".to_owned(),
         store => format!("store {store}"),
     }
 }
 
-fn role(role: MemberRole) -> &'static str {
+pub(super) fn role(role: MemberRole) -> &'static str {
     match role {
         MemberRole::Voter => "voter",
         MemberRole::Learner => "learner",

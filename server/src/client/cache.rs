@@ -193,6 +193,15 @@ impl RangeCache {
         Arc::ptr_eq(newest, &segment.route).then(|| Arc::clone(newest))
     }
 
+    /// What is known, by first key: from there to where, or to the end, the newest route is which. A
+    /// route may be the newest for a part of its range only.
+    pub fn segments(&self) -> impl Iterator<Item = (Bytes, Option<Bytes>, Arc<Route>)> {
+        self.segments.iter().filter_map(|(start, segment)| {
+            let route = self.newest(segment)?;
+            Some((start.clone(), segment.end.clone(), route))
+        })
+    }
+
     /// The newest route of a group.
     #[must_use]
     pub fn of_group(&self, group: u64) -> Option<Arc<Route>> {

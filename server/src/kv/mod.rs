@@ -7,4 +7,4 @@ mod service;
 
 pub use application::Kv;
 pub use command::{Command, Pair, Reply, decode_reply};
-pub(crate) use service::KvService;
+pub(crate) use service::{KEY_BYTES_MAX, KvService};

@@ -21,7 +21,7 @@ use crate::routing::Call;
 use crate::server::Server;
 
 /// Longest key, in bytes.
-pub(super) const KEY_BYTES_MAX: usize = 4096;
+pub(crate) const KEY_BYTES_MAX: usize = 4096;
 
 /// See the module.
 #[derive(Clone, Debug)]

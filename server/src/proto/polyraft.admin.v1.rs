@@ -145,14 +145,29 @@ pub struct Group {
     pub applied_index: u64,
     #[prost(bool, tag = "11")]
     pub asleep: bool,
+    /// Set while the group is being merged into its left neighbour, and serves nobody.
+    #[prost(message, optional, tag = "12")]
+    pub frozen: ::core::option::Option<Frozen>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Frozen {
+    /// The left neighbour.
+    #[prost(uint64, tag = "1")]
+    pub into_group: u64,
+    /// The entry since which it is frozen.
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeGroupRequest {
     #[prost(uint64, tag = "1")]
     pub group: u64,
     /// The replica of the store that is asked instead of the leader's.
     #[prost(bool, tag = "2")]
     pub local: bool,
+    /// Instead of `group`: the group whose range holds this key.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeGroupResponse {
@@ -267,6 +282,138 @@ pub struct TransferLeaderResponse {
     #[prost(uint64, tag = "1")]
     pub leader_store: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRangesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRangesResponse {
+    /// In the order of keys. What a store says that is behind is left out if others know better.
+    #[prost(message, repeated, tag = "1")]
+    pub ranges: ::prost::alloc::vec::Vec<Group>,
+    /// Keys of which no store that was asked knows the group.
+    #[prost(message, repeated, tag = "2")]
+    pub holes: ::prost::alloc::vec::Vec<Hole>,
+    /// Stores that could not be asked.
+    #[prost(uint64, repeated, tag = "3")]
+    pub unreachable: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Hole {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub start: ::prost::bytes::Bytes,
+    /// Past the last key; not set: no upper bound.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub end: ::core::option::Option<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SplitRangeRequest {
+    /// First keys of ranges to be, in any order.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Leave out keys that are not in the range of this group; 0: leave out none.
+    #[prost(uint64, tag = "2")]
+    pub group: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SplitRangeResponse {
+    /// The groups that came out of it, in the order of keys.
+    #[prost(message, repeated, tag = "1")]
+    pub groups: ::prost::alloc::vec::Vec<Group>,
+    /// Keys at which a range began before.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub already: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MergeRangesRequest {
+    /// Merge this group with the one behind it.
+    #[prost(uint64, tag = "1")]
+    pub left: u64,
+    /// Instead of `left`: merge the group that begins at this key into the one before it.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub at: ::core::option::Option<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MergeRangesResponse {
+    /// The group that has the keys of both.
+    #[prost(message, optional, tag = "1")]
+    pub group: ::core::option::Option<Group>,
+    /// The group that is no more; 0: no range began at the key.
+    #[prost(uint64, tag = "2")]
+    pub merged: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveReplicaRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(uint64, tag = "2")]
+    pub from_store: u64,
+    #[prost(uint64, tag = "3")]
+    pub to_store: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveReplicaResponse {
+    #[prost(enumeration = "MovePhase", tag = "1")]
+    pub phase: i32,
+    /// The last entry that the new member has, as far as its leader knows, and the leader's own.
+    #[prost(uint64, tag = "2")]
+    pub match_index: u64,
+    #[prost(uint64, tag = "3")]
+    pub last_index: u64,
+    /// What it waits for, for people; empty: nothing in particular.
+    #[prost(string, tag = "4")]
+    pub waits_for: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListReplicasRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListReplicasResponse {
+    /// As its leader sees it; without one as the store with the latest knowledge does.
+    #[prost(message, optional, tag = "1")]
+    pub group: ::core::option::Option<Group>,
+    #[prost(message, repeated, tag = "2")]
+    pub replicas: ::prost::alloc::vec::Vec<ReplicaStatus>,
+    /// Stores that could not be asked and may have replicas that are no members.
+    #[prost(uint64, repeated, tag = "3")]
+    pub unreachable: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplicaStatus {
+    #[prost(uint64, tag = "1")]
+    pub replica: u64,
+    #[prost(uint64, tag = "2")]
+    pub store: u64,
+    /// Unspecified: it is no member any more, or not yet.
+    #[prost(enumeration = "MemberRole", tag = "3")]
+    pub role: i32,
+    /// Why its store could not be asked; what that knows is then empty.
+    #[prost(string, tag = "4")]
+    pub error: ::prost::alloc::string::String,
+    /// What its store knows: leader, follower, candidate, pre-candidate.
+    #[prost(string, tag = "5")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "6")]
+    pub term: u64,
+    #[prost(uint64, tag = "7")]
+    pub last_index: u64,
+    #[prost(uint64, tag = "8")]
+    pub commit_index: u64,
+    #[prost(uint64, tag = "9")]
+    pub applied_index: u64,
+    #[prost(bool, tag = "10")]
+    pub asleep: bool,
+    /// Why it is out of service; empty: it is not.
+    #[prost(string, tag = "11")]
+    pub quarantined: ::prost::alloc::string::String,
+    /// What the leader knows: probe, replicate or snapshot; empty: there is no leader, or it is this.
+    #[prost(string, tag = "12")]
+    pub progress: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "13")]
+    pub match_index: u64,
+    #[prost(bool, tag = "14")]
+    pub recently_active: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloRequest {
     #[prost(uint64, tag = "1")]
@@ -315,6 +462,9 @@ pub struct BeginResponse {}
 pub struct ReserveGroupRequest {
     #[prost(uint64, tag = "1")]
     pub group: u64,
+    /// So many numbers, `group` the first; 0: one.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReserveGroupResponse {
@@ -347,6 +497,46 @@ pub struct DestroyReplicaRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DestroyReplicaResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LookAtRangeRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LookAtRangeResponse {
+    /// As `polyraft-multiraft` encodes it.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub descriptor: ::prost::bytes::Bytes,
+    /// What keeps the group from being frozen now, for people; empty: nothing.
+    #[prost(string, tag = "2")]
+    pub blocked: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeRangeRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// As `polyraft-multiraft` encodes it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub command: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeRangeResponse {
+    /// The groups that came out of it.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub descriptors: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SettleRangeRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The entry since which it is frozen.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SettleRangeResponse {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum MemberRole {
@@ -418,6 +608,48 @@ impl ChangeKind {
             "CHANGE_KIND_ADD_LEARNER" => Some(Self::AddLearner),
             "CHANGE_KIND_REMOVE" => Some(Self::Remove),
             "CHANGE_KIND_DEMOTE" => Some(Self::Demote),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MovePhase {
+    Unspecified = 0,
+    /// The new member, a learner, is about to be added.
+    Adding = 1,
+    /// It receives a snapshot, or the log.
+    CatchingUp = 2,
+    /// It gets its vote and the old one loses its, in one change.
+    Swapping = 3,
+    /// The old member is about to be removed.
+    Removing = 4,
+    Done = 5,
+}
+impl MovePhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MOVE_PHASE_UNSPECIFIED",
+            Self::Adding => "MOVE_PHASE_ADDING",
+            Self::CatchingUp => "MOVE_PHASE_CATCHING_UP",
+            Self::Swapping => "MOVE_PHASE_SWAPPING",
+            Self::Removing => "MOVE_PHASE_REMOVING",
+            Self::Done => "MOVE_PHASE_DONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MOVE_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MOVE_PHASE_ADDING" => Some(Self::Adding),
+            "MOVE_PHASE_CATCHING_UP" => Some(Self::CatchingUp),
+            "MOVE_PHASE_SWAPPING" => Some(Self::Swapping),
+            "MOVE_PHASE_REMOVING" => Some(Self::Removing),
+            "MOVE_PHASE_DONE" => Some(Self::Done),
             _ => None,
         }
     }
@@ -708,6 +940,133 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "TransferLeader"));
             self.inner.unary(req, path, codec).await
         }
+        /// Every range in the order of keys, and where none is known.
+        pub async fn list_ranges(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRangesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRangesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Admin/ListRanges",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "ListRanges"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Splits ranges so that one begins at each of the keys. Repeating it is no error.
+        pub async fn split_range(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SplitRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SplitRangeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Admin/SplitRange",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "SplitRange"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Merges a range with the one behind it, whose group is no more then. What cannot be finished in time is
+        /// undone. It may be asked of several stores at the same time.
+        pub async fn merge_ranges(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MergeRangesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MergeRangesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Admin/MergeRanges",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "MergeRanges"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Goes on with moving a voter of a group to another store, for a second or until a phase ends. To be repeated
+        /// until it is done, at any store.
+        pub async fn move_replica(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MoveReplicaRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MoveReplicaResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Admin/MoveReplica",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "MoveReplica"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Every replica of a group, as its own store and the leader see it.
+        pub async fn list_replicas(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListReplicasResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Admin/ListReplicas",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "ListReplicas"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -780,6 +1139,48 @@ pub mod admin_server {
             request: tonic::Request<super::TransferLeaderRequest>,
         ) -> std::result::Result<
             tonic::Response<super::TransferLeaderResponse>,
+            tonic::Status,
+        >;
+        /// Every range in the order of keys, and where none is known.
+        async fn list_ranges(
+            &self,
+            request: tonic::Request<super::ListRangesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRangesResponse>,
+            tonic::Status,
+        >;
+        /// Splits ranges so that one begins at each of the keys. Repeating it is no error.
+        async fn split_range(
+            &self,
+            request: tonic::Request<super::SplitRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SplitRangeResponse>,
+            tonic::Status,
+        >;
+        /// Merges a range with the one behind it, whose group is no more then. What cannot be finished in time is
+        /// undone. It may be asked of several stores at the same time.
+        async fn merge_ranges(
+            &self,
+            request: tonic::Request<super::MergeRangesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MergeRangesResponse>,
+            tonic::Status,
+        >;
+        /// Goes on with moving a voter of a group to another store, for a second or until a phase ends. To be repeated
+        /// until it is done, at any store.
+        async fn move_replica(
+            &self,
+            request: tonic::Request<super::MoveReplicaRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MoveReplicaResponse>,
+            tonic::Status,
+        >;
+        /// Every replica of a group, as its own store and the leader see it.
+        async fn list_replicas(
+            &self,
+            request: tonic::Request<super::ListReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListReplicasResponse>,
             tonic::Status,
         >;
     }
@@ -1211,6 +1612,223 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/polyraft.admin.v1.Admin/ListRanges" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRangesSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ListRangesRequest>
+                    for ListRangesSvc<T> {
+                        type Response = super::ListRangesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRangesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_ranges(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRangesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Admin/SplitRange" => {
+                    #[allow(non_camel_case_types)]
+                    struct SplitRangeSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::SplitRangeRequest>
+                    for SplitRangeSvc<T> {
+                        type Response = super::SplitRangeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SplitRangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::split_range(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SplitRangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Admin/MergeRanges" => {
+                    #[allow(non_camel_case_types)]
+                    struct MergeRangesSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::MergeRangesRequest>
+                    for MergeRangesSvc<T> {
+                        type Response = super::MergeRangesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MergeRangesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::merge_ranges(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MergeRangesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Admin/MoveReplica" => {
+                    #[allow(non_camel_case_types)]
+                    struct MoveReplicaSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::MoveReplicaRequest>
+                    for MoveReplicaSvc<T> {
+                        type Response = super::MoveReplicaResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MoveReplicaRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::move_replica(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MoveReplicaSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Admin/ListReplicas" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListReplicasSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::ListReplicasRequest>
+                    for ListReplicasSvc<T> {
+                        type Response = super::ListReplicasResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListReplicasRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_replicas(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListReplicasSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1387,7 +2005,7 @@ pub mod internal_client {
                 .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "Begin"));
             self.inner.unary(req, path, codec).await
         }
-        /// Proposes an id for a new group; granted if the store knows of no group with this id or a higher one.
+        /// Proposes ids for new groups; granted if the store knows of no group with the first id or a higher one.
         pub async fn reserve_group(
             &mut self,
             request: impl tonic::IntoRequest<super::ReserveGroupRequest>,
@@ -1462,6 +2080,81 @@ pub mod internal_client {
                 .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "DestroyReplica"));
             self.inner.unary(req, path, codec).await
         }
+        /// The descriptor of a group that the receiver leads, frozen or not, linearizably.
+        pub async fn look_at_range(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LookAtRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LookAtRangeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Internal/LookAtRange",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "LookAtRange"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Proposes a command that changes the range of a group that the receiver leads.
+        pub async fn change_range(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChangeRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeRangeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Internal/ChangeRange",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "ChangeRange"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Whether all members of a frozen group that the receiver leads have its freeze in their logs.
+        pub async fn settle_range(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SettleRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SettleRangeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Internal/SettleRange",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "SettleRange"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1487,7 +2180,7 @@ pub mod internal_server {
             &self,
             request: tonic::Request<super::BeginRequest>,
         ) -> std::result::Result<tonic::Response<super::BeginResponse>, tonic::Status>;
-        /// Proposes an id for a new group; granted if the store knows of no group with this id or a higher one.
+        /// Proposes ids for new groups; granted if the store knows of no group with the first id or a higher one.
         async fn reserve_group(
             &self,
             request: tonic::Request<super::ReserveGroupRequest>,
@@ -1509,6 +2202,30 @@ pub mod internal_server {
             request: tonic::Request<super::DestroyReplicaRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DestroyReplicaResponse>,
+            tonic::Status,
+        >;
+        /// The descriptor of a group that the receiver leads, frozen or not, linearizably.
+        async fn look_at_range(
+            &self,
+            request: tonic::Request<super::LookAtRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LookAtRangeResponse>,
+            tonic::Status,
+        >;
+        /// Proposes a command that changes the range of a group that the receiver leads.
+        async fn change_range(
+            &self,
+            request: tonic::Request<super::ChangeRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeRangeResponse>,
+            tonic::Status,
+        >;
+        /// Whether all members of a frozen group that the receiver leads have its freeze in their logs.
+        async fn settle_range(
+            &self,
+            request: tonic::Request<super::SettleRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SettleRangeResponse>,
             tonic::Status,
         >;
     }
@@ -1795,6 +2512,141 @@ pub mod internal_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DestroyReplicaSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Internal/LookAtRange" => {
+                    #[allow(non_camel_case_types)]
+                    struct LookAtRangeSvc<T: Internal>(pub Arc<T>);
+                    impl<
+                        T: Internal,
+                    > tonic::server::UnaryService<super::LookAtRangeRequest>
+                    for LookAtRangeSvc<T> {
+                        type Response = super::LookAtRangeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LookAtRangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Internal>::look_at_range(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LookAtRangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Internal/ChangeRange" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChangeRangeSvc<T: Internal>(pub Arc<T>);
+                    impl<
+                        T: Internal,
+                    > tonic::server::UnaryService<super::ChangeRangeRequest>
+                    for ChangeRangeSvc<T> {
+                        type Response = super::ChangeRangeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChangeRangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Internal>::change_range(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChangeRangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Internal/SettleRange" => {
+                    #[allow(non_camel_case_types)]
+                    struct SettleRangeSvc<T: Internal>(pub Arc<T>);
+                    impl<
+                        T: Internal,
+                    > tonic::server::UnaryService<super::SettleRangeRequest>
+                    for SettleRangeSvc<T> {
+                        type Response = super::SettleRangeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SettleRangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Internal>::settle_range(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SettleRangeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

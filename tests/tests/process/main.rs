@@ -13,4 +13,6 @@ mod groups;
 mod identity;
 mod membership;
 mod outages;
+mod range_storm;
+mod ranges;
 mod scans;
