@@ -3,7 +3,7 @@
 
 CARGO := scripts/with-rocksdb cargo
 
-.PHONY: help demo test quick sim soak fuzz shuttle lint fmt build release conformance canaries process-tests interop bench-core bench-log bench-puts bench-idle codegen clean
+.PHONY: help demo test quick sim soak fuzz shuttle lint fmt build release conformance canaries process-tests interop bench-core bench-log bench-puts bench-splits bench-idle codegen clean
 
 help:
 	@echo "make demo           three stores, 1,000 groups, load, a kill -9, and a cluster to play with"
@@ -20,7 +20,7 @@ help:
 	@echo "make canaries       known bugs planted in simulated hosts, and which checker catches each (docs/canaries.md)"
 	@echo "make process-tests  the whole-process tests alone; TIMES=10 repeats them"
 	@echo "make interop        a Python client against a demo, by generated stubs and by reflection (needs pip and a network once)"
-	@echo "make bench-core | bench-log | bench-puts | bench-idle   figures (see benches/README.md)"
+	@echo "make bench-core | bench-log | bench-puts | bench-splits | bench-idle   figures (see benches/README.md)"
 	@echo "make codegen        regenerate the committed protobuf code"
 
 demo: release
@@ -111,6 +111,9 @@ bench-log:
 
 bench-puts: release
 	$(CARGO) run --release -p polyraft-benches --bin puts -- $(BENCH_ARGS)
+
+bench-splits: release
+	$(CARGO) run --release -p polyraft-benches --bin splits -- $(BENCH_ARGS)
 
 bench-idle: release
 	$(CARGO) run --release -p polyraft-benches --bin idle -- $(BENCH_ARGS)

@@ -2,6 +2,7 @@
 //! channels to all stores.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -53,6 +54,49 @@ pub(crate) struct Target {
 pub(super) struct GroupTarget {
     pub(super) group: u64,
     start: Bytes,
+    /// The first of the eight-byte prefixes whose keys all lie in the range, and how many there are.
+    prefixes: (u64, u64),
+}
+
+impl GroupTarget {
+    fn new(group: u64, start: Bytes, end: Option<&Bytes>) -> Self {
+        let first = head(&start);
+        // Below a prefix that the range's first key goes on after there may be keys of the one before.
+        let low = u128::from(first) + u128::from(start.len() > 8);
+        let high = end.map_or(1 << 64, |end| u128::from(head(end)));
+        // All of them are one more than fit: that one is left out.
+        let count = u64::try_from(high.saturating_sub(low)).unwrap_or(u64::MAX);
+        Self {
+            group,
+            start,
+            prefixes: (u64::try_from(low).unwrap_or(u64::MAX), count),
+        }
+    }
+
+    /// A key with this name somewhere in the range, always at the same place.
+    fn key(&self, name: &str) -> Bytes {
+        let (low, count) = self.prefixes;
+        let mut key = BytesMut::with_capacity(self.start.len().max(8) + name.len());
+        if count == 0 {
+            // A narrow range: all behind its first key.
+            key.put_slice(&self.start);
+        } else {
+            let mut hasher = DefaultHasher::new();
+            name.hash(&mut hasher);
+            let part = (u128::from(hasher.finish()) * u128::from(count)) >> 64;
+            key.put_u64(low + u64::try_from(part).unwrap_or(0));
+        }
+        key.put_slice(name.as_bytes());
+        key.freeze()
+    }
+}
+
+/// The first eight bytes of a key, zeros where it ends.
+fn head(key: &[u8]) -> u64 {
+    let mut head = [0; 8];
+    let len = key.len().min(8);
+    head[..len].copy_from_slice(&key[..len]);
+    u64::from_be_bytes(head)
 }
 
 impl Target {
@@ -94,10 +138,8 @@ impl Target {
             ranges.learn(Route::from(group));
         }
         let groups = list.into_iter().filter_map(|group| {
-            Some(GroupTarget {
-                group: group.group,
-                start: group.start?,
-            })
+            let start = group.start?;
+            Some(GroupTarget::new(group.group, start, group.end.as_ref()))
         });
         let groups: Vec<GroupTarget> = groups.collect();
         if groups.is_empty() {
@@ -163,14 +205,10 @@ impl Target {
         }
     }
 
-    /// A key of group `group`: it begins with the range's first eight bytes, so that it lies in the range.
+    /// The key of this name in the range that group `group` had at the beginning: names are spread over it, so
+    /// that parts of it are under load alike once it is split.
     pub(super) fn key(&self, group: usize, name: &str) -> Bytes {
-        let start = &self.groups[group].start;
-        let mut key = BytesMut::with_capacity(start.len().max(8) + name.len());
-        key.put_slice(start);
-        key.put_bytes(0, 8usize.saturating_sub(start.len()));
-        key.put_slice(name.as_bytes());
-        key.freeze()
+        self.groups[group].key(name)
     }
 
     /// What every store says of itself.
@@ -207,4 +245,46 @@ async fn status_of_all(admin: &Client) -> Result<Vec<StoreStatus>, Failure> {
         .admin(true, request, |mut c, r| async move { c.status(r).await })
         .await?;
     Ok(status.stores)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn keys(start: &[u8], end: Option<&[u8]>) -> BTreeSet<Bytes> {
+        let end = end.map(Bytes::copy_from_slice);
+        let target = GroupTarget::new(1, Bytes::copy_from_slice(start), end.as_ref());
+        (0..1000).map(|n| target.key(&format!("{n}"))).collect()
+    }
+
+    #[test]
+    fn keys_lie_in_the_range_and_differ() {
+        for (start, end) in [
+            (&b""[..], None),
+            (b"", Some(&b"m"[..])),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"abcdefgh1", Some(b"abcdefgh2")),
+            (b"abcdefgh1", Some(b"abcdefgj")),
+            (b"a", Some(b"b")),
+        ] {
+            let keys = keys(start, end);
+            assert_eq!(keys.len(), 1000);
+            for key in &keys {
+                assert!(key[..] >= *start, "{key:?} of {start:?}..{end:?}");
+                assert!(
+                    end.is_none_or(|end| key[..] < *end),
+                    "{key:?} of {start:?}..{end:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_spread_over_a_wide_range() {
+        let firsts: BTreeSet<u8> = keys(b"", None).iter().map(|key| key[0] >> 3).collect();
+        assert_eq!(firsts.len(), 32, "each part of the range has some");
+    }
 }
