@@ -1,8 +1,8 @@
 //! Splits per second from one range to many on three store processes, and what a steady load feels of it.
 //!
-//! `make bench-splits`. Splits are asked for as an operator does, by `polyraft range split` with some keys at a
-//! time, halves first, then quarters, and so on. The load keeps a fixed rate, so that its latency can
-//! be compared with that before and after.
+//! `make bench-splits`. Splits are asked for as an operator does, by `polyraft range split` with some
+//! keys at a time, halves first, then quarters, and so on. The load keeps a fixed rate, so that its latency
+//! can be compared with that before and after.
 #![allow(clippy::print_stdout)]
 
 use std::path::PathBuf;

@@ -205,8 +205,8 @@ impl Target {
         }
     }
 
-    /// The key of this name in the range that group `group` had at the beginning: names are spread over it, so
-    /// that parts of it are under load alike once it is split.
+    /// The key of this name in the range that group `group` had at the beginning: names are spread over
+    /// it, so that its parts are under load alike once it is split.
     pub(super) fn key(&self, group: usize, name: &str) -> Bytes {
         self.groups[group].key(name)
     }
