@@ -119,6 +119,38 @@ canaries! {
         "a destroyed group's range is free before its data is gone";
     RemovalNeverTold "removal-never-told"
         "a removed replica that speaks up is not told that it is gone";
+    // multiraft: groups that split
+    EpochNotChecked "epoch-not-checked"
+        "a command is taken whatever the generation of the range that it was meant for";
+    ProposalsNotHeldBack "proposals-not-held-back"
+        "a leader proposes commands behind a split that is not applied";
+    BornBeforeFlush "born-before-flush"
+        "the new groups of a split begin when it is applied, before it is durable";
+    BirthUnguarded "birth-unguarded"
+        "until a new group begins, messages may create and end a replica of it";
+    NewGroupFromTombstone "new-group-from-tombstone"
+        "a split makes a group also where it was ended before";
+    // multiraft: groups that merge
+    MergeWithoutFreeze "merge-without-freeze"
+        "a group that is about to be merged goes on taking and applying commands";
+    FrozenRead "frozen-read"
+        "a group that is about to be merged goes on permitting reads";
+    MergeUnsettled "merge-unsettled"
+        "groups are merged before all logs have the freeze";
+    RightNotCaughtUp "right-not-caught-up"
+        "the right group's replica stops for a merge before it has applied its freeze";
+    SubsumedBeforeFlush "subsumed-before-flush"
+        "the right group's replica ends when a merge is applied, before it is durable";
+    SubsumedForgotten "subsumed-forgotten"
+        "the right group's replica stays when a merge is durable";
+    LockIgnored "lock-ignored"
+        "a replica that its left neighbour has still to take over goes when its group is said to be dead";
+    ThawWithoutLook "thaw-without-look"
+        "who gives a merge up thaws the right group at once";
+    MergeAfterFence "merge-after-fence"
+        "a merge takes place whatever has become of the left group since it was decided on";
+    SnapshotOverNeighbour "snapshot-over-neighbour"
+        "a snapshot that covers the keys of other groups is installed without asking them to stop";
     // store: the log
     SnapshotKeepsOldLog "snapshot-keeps-old-log"
         "a log that is longer than the snapshot which voids it keeps its tail";
@@ -139,6 +171,14 @@ canaries! {
         "of a turn of many groups only the first one's applied index is written";
     SessionsOutsideBatch "sessions-outside-batch"
         "the session table goes through the write-ahead log, in a batch before that of the data";
+    SplitNotAtomic "split-not-atomic"
+        "the new groups of a split are written after the old one has shrunk";
+    MergeNotAtomic "merge-not-atomic"
+        "the right group of a merge goes after the left one has grown";
+    SessionsNotMerged "sessions-not-merged"
+        "a merge forgets the sessions of the right group";
+    SessionsNotSplit "sessions-not-split"
+        "the new groups of a split do not know the sessions of the old one";
     RestoreKeepsOldKeys "restore-keeps-old-keys"
         "a snapshot is installed over what was there";
 }

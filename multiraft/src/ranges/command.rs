@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_core::EntryId;
+use polyraft_core::{EntryId, planted};
 
 use crate::group::{AppliedState, Epoch, Frozen, GroupDescriptor, GroupId, KeyRange};
 use crate::worker::BOOTSTRAP;
@@ -133,6 +133,11 @@ impl RangeCommand {
             | Self::Merge { expected, .. } => *expected,
         }
     }
+
+    /// Whether this is a step of undoing a merge.
+    pub(crate) const fn undoes(&self) -> bool {
+        matches!(self, Self::Fence { .. } | Self::Thaw { .. })
+    }
 }
 
 impl AppliedState {
@@ -146,13 +151,15 @@ impl AppliedState {
         at: EntryId,
     ) -> Result<RangeOutcome, RangeRefusal> {
         let current = self.descriptor.epoch;
-        if command.expected() != current {
+        let merges = matches!(command, RangeCommand::Merge { .. });
+        if command.expected() != current && !(merges && planted!(MergeAfterFence)) {
             return Err(RangeRefusal::StaleEpoch { current });
         }
         let Some(range) = &self.descriptor.range else {
             return Err(RangeRefusal::NoRange);
         };
-        if self.conf_state.is_joint() {
+        // Who ends or undoes a merge does not wait for whoever changes the members.
+        if self.conf_state.is_joint() && !command.undoes() {
             return Err(RangeRefusal::Joint);
         }
         let generation = |others: u64| {
@@ -273,7 +280,8 @@ impl AppliedState {
         match right.frozen {
             // For this epoch: whoever sees another one here takes it that the merge is off, and thaws.
             Some(Frozen { into, target, .. })
-                if into == self.descriptor.group && target == self.descriptor.epoch => {}
+                if into == self.descriptor.group
+                    && (target == self.descriptor.epoch || planted!(MergeAfterFence)) => {}
             _ => return refused("the right one is not frozen for this merge"),
         }
         let stores = |descriptor: &GroupDescriptor| {

@@ -27,7 +27,7 @@
 //! again.
 
 use bytes::Bytes;
-use polyraft_core::EntryId;
+use polyraft_core::{EntryId, planted};
 
 use super::RangeCommand;
 use crate::group::{Frozen, GroupDescriptor, GroupId, StoreId};
@@ -181,6 +181,16 @@ impl Merging {
     pub fn on(&mut self, answer: MergeAnswer) {
         let state = std::mem::replace(&mut self.state, State::LookRight);
         self.state = match (state, answer) {
+            (State::LookRight, MergeAnswer::Seen(right)) if self.thaws_at_once(&right) => {
+                let expected = right.epoch;
+                State::Propose {
+                    group: self.right,
+                    command: RangeCommand::Thaw { expected },
+                }
+            }
+            (State::LookRight, MergeAnswer::Seen(right)) if !self.begins_here(&right) => {
+                State::Done(Err(MergeFailure::NotNeighbours))
+            }
             (State::LookRight, MergeAnswer::Seen(right)) => State::LookLeft { right: Some(right) },
             (State::LookRight, MergeAnswer::Gone) => State::LookLeft { right: None },
             (State::LookLeft { right }, MergeAnswer::Seen(left)) => self.decide(left, right),
@@ -195,6 +205,17 @@ impl Merging {
             // Whatever became of it, the next look tells.
             _ => State::LookRight,
         };
+    }
+
+    /// Whether the right group has the first key that was named, which it keeps as long as it lives. If not,
+    /// whoever has the keys before that tells nothing of its neighbour.
+    fn begins_here(&self, right: &GroupDescriptor) -> bool {
+        let range = right.range.as_ref();
+        range.is_some_and(|range| range.start == self.start)
+    }
+
+    fn thaws_at_once(&self, right: &GroupDescriptor) -> bool {
+        planted!(ThawWithoutLook) && self.give_up && right.frozen.is_some()
     }
 
     fn decide(&self, left: GroupDescriptor, right: Option<GroupDescriptor>) -> State {
@@ -242,8 +263,7 @@ impl Merging {
         if self.give_up {
             return State::Done(Err(MergeFailure::GivenUp));
         }
-        let start = right.range.as_ref().map(|range| &range.start);
-        if start != Some(&self.start) || left.group != self.left {
+        if left.group != self.left {
             return State::Done(Err(MergeFailure::NotNeighbours));
         }
         if let Some(Frozen { into, .. }) = left.frozen {

@@ -265,7 +265,7 @@ impl Registry {
             keeps.push(inner.keeps(*group, *replica)?);
         }
         for ((group, replica), keep) in rights.iter().zip(&keeps) {
-            if let Some(replica) = replica.filter(|_| *keep) {
+            if let Some(replica) = replica.filter(|_| *keep && !planted!(BirthUnguarded)) {
                 inner.births.insert(*group, replica);
             }
         }
@@ -392,7 +392,7 @@ impl Inner {
             }
             _ => {}
         }
-        Ok(self.lowest(group) <= replica)
+        Ok(self.lowest(group) <= replica || planted!(NewGroupFromTombstone))
     }
 }
 

@@ -73,7 +73,7 @@ fn drain(
     effects: &mut Effects,
 ) -> Result<(), String> {
     hand_out(replica, worker, shared, config, effects)?;
-    if !holds_back(replica) {
+    if !holds_back(replica) || planted!(ProposalsNotHeldBack) {
         refuse_outdated(replica);
         propose_queued(replica, config.message_bytes_max);
     }
@@ -106,12 +106,13 @@ fn refuse_outdated(replica: &mut Replica) {
     }
     let current = &replica.descriptor;
     replica.proposals.refuse_queued(|command| {
-        if let Some(Frozen { into, .. }) = current.frozen {
+        let frozen = current.frozen.filter(|_| !planted!(MergeWithoutFreeze));
+        if let Some(Frozen { into, .. }) = frozen {
             return Some(Reject::Frozen { into });
         }
         let outdated = command
             .expected
-            .is_some_and(|expected| expected != current.epoch.range);
+            .is_some_and(|expected| expected != current.epoch.range && !planted!(EpochNotChecked));
         outdated.then(|| Reject::RangeChanged {
             current: Arc::clone(current),
         })
@@ -169,6 +170,7 @@ fn settle_reads(replica: &mut Replica) {
     let descriptor = &replica.descriptor;
     let (id, term) = (replica.id, replica.node.basic_status().hard_state.term);
     let frozen = descriptor.frozen.map(|frozen| frozen.into);
+    let frozen = frozen.filter(|_| !planted!(FrozenRead));
     replica.reads.release(applied, frozen, || ReadPermit {
         applied,
         descriptor: Arc::clone(descriptor),

@@ -329,11 +329,13 @@ impl Worker {
         self.remove(group, next_replica, respond, false, effects);
     }
 
-    /// Why a replica cannot end now: its left neighbour is about to take it over.
+    /// Why a replica cannot end now: its left neighbour is about to take it over. By hand it may not even
+    /// if that is only possible.
     fn keeps(&self, group: GroupId, by_hand: bool) -> Option<Reject> {
         let replica = self.replicas.get(&group)?;
         let into = replica.ranges.subsumer.as_ref().map(|it| it.left);
-        let frozen = replica.descriptor.frozen.filter(|_| by_hand);
+        let lock = by_hand && self.is_lock(group);
+        let frozen = replica.descriptor.frozen.filter(|_| lock);
         let into = into.or(frozen.map(|frozen| frozen.into))?;
         Some(Reject::Frozen { into })
     }
@@ -407,7 +409,7 @@ impl Worker {
     ) {
         let here = self.replicas.get(&group).map(|replica| replica.id);
         // Others have been merged; this one is to be by its own left neighbour.
-        let lock = next_replica.0 == u64::MAX && self.is_lock(group);
+        let lock = next_replica.0 == u64::MAX && self.is_lock(group) && !planted!(LockIgnored);
         if here == Some(replica) && replica < next_replica && !lock {
             self.destroy(group, next_replica, None, effects);
         }

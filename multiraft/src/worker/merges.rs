@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 
-use polyraft_core::{EntryId, Index};
+use polyraft_core::{EntryId, Index, planted};
 
 use super::Worker;
 use super::ranges::applied_state;
@@ -99,6 +99,10 @@ impl Worker {
             (Some(reason), _) => broken(&format!("is out of service: {reason}")),
             (None, None) if idle => Ok(Box::new(state)),
             (None, Some(at)) if idle && frozen == Some(at) => Ok(Box::new(state)),
+            (None, Some(_)) if idle && planted!(RightNotCaughtUp) => Ok(Box::new(state)),
+            (None, Some(_)) if planted!(MergeWithoutFreeze) && frozen.is_some() && idle => {
+                Ok(Box::new(state))
+            }
             (None, Some(at)) if state.last.index > at.index => broken("is not frozen any more"),
             (None, _) => return,
         };
@@ -293,7 +297,7 @@ impl Worker {
                 "it is not frozen since {}",
                 at.index
             )))
-        } else if has_everywhere(replica, at.index) {
+        } else if has_everywhere(replica, at.index) || planted!(MergeUnsettled) {
             Ok(())
         } else {
             Err(Reject::Busy("not all members have its freeze yet"))
@@ -303,7 +307,7 @@ impl Worker {
     }
 
     /// A replica that could still be taken over by its left neighbour is a lock on its keys: if it
-    /// went, the left one could not follow.
+    /// went, the left one could not follow. The left one may not have its first state yet.
     pub(super) fn is_lock(&self, group: GroupId) -> bool {
         let replica = self.replicas.get(&group);
         replica.is_some_and(|replica| self.shared.is_lock(&replica.descriptor, &[]))

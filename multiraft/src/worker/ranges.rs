@@ -9,7 +9,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use polyraft_core::{Entry, EntryId, EntryKind, HardState, Index, ProposeError, ReplicaId};
+use polyraft_core::{
+    Entry, EntryId, EntryKind, HardState, Index, ProposeError, ReplicaId, planted,
+};
 
 use super::collect::apply;
 use super::merges::{Neighbour, stop_neighbour};
@@ -94,8 +96,13 @@ impl Worker {
             replica.published = summary;
             router.publish(worker, summary, &replica.descriptor);
         }
+        let mut early = Vec::new();
         for mut step in steps {
             tracing::info!(%group, at = %step.id.index, result = ?step.result, "range command");
+            early.extend(step.shift.take_if(|shift| match shift.absorbs {
+                None => planted!(BornBeforeFlush),
+                Some(_) => planted!(SubsumedBeforeFlush),
+            }));
             if let Some(mut shift) = step.shift.take() {
                 shift.after_flush = self.shared.flushes.load(Ordering::SeqCst);
                 replica.ranges.shifts.push(shift);
@@ -105,6 +112,12 @@ impl Worker {
             answer(replica, &step);
         }
         answer_overwritten(replica, applied);
+        for shift in early {
+            match shift.absorbs {
+                Some(right) => self.bury_neighbour(group, right, &shift, effects),
+                None => self.give_birth(group, shift, effects),
+            }
+        }
     }
 
     /// The applier has given the group up: what it had not applied it never will.
@@ -198,9 +211,10 @@ impl Worker {
     ) {
         let (registry, router) = (&self.shared.registry, &self.shared.router);
         let united = registry.unite(group, shift.left.as_ref(), right);
-        effects
-            .inputs
-            .push((router.worker_of(right), Input::Subsumed(right)));
+        if !planted!(SubsumedForgotten) {
+            let buried = (router.worker_of(right), Input::Subsumed(right));
+            effects.inputs.push(buried);
+        }
         if let Err(owner) = united {
             let reason = format!("after a merge its range overlaps that of group {owner}");
             self.quarantine(group, &reason);
@@ -355,9 +369,7 @@ pub(super) fn holds_back(replica: &Replica) -> bool {
 /// Whether a leader has a change of membership in its log that is not applied.
 fn is_changing(replica: &Replica) -> bool {
     let log = replica.node.storage();
-    !replica.changes.is_empty()
-        || log.conf_state().is_joint()
-        || applied_or_void(replica) < log.last_change()
+    !replica.changes.is_empty() || applied_or_void(replica) < log.last_change()
 }
 
 /// The state as of the last entry that is applied.
@@ -418,6 +430,9 @@ fn is_frozen(replica: &Replica) -> bool {
     let about_to = replica.ranges.steps.iter().any(freezes);
     let subsumer = replica.ranges.subsumer.as_ref();
     let subsumed = subsumer.is_some_and(|subsumer| subsumer.at.is_none());
+    if planted!(MergeWithoutFreeze) {
+        return subsumer.is_some_and(|subsumer| subsumer.answered);
+    }
     about_to || subsumed || replica.descriptor.frozen.is_some() && !is_thawed(replica)
 }
 
@@ -429,7 +444,8 @@ fn propose_range(
     if holds_back(replica) {
         return Err(Reject::Busy("another change of the range is under way"));
     }
-    if is_changing(replica) {
+    let joint = replica.node.storage().conf_state().is_joint();
+    if is_changing(replica) || joint && !command.undoes() {
         return Err(Reject::Busy("a change of membership is under way"));
     }
     let state = applied_state(replica);

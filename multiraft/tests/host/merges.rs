@@ -282,6 +282,35 @@ fn a_frozen_group_serves_nobody_until_it_is_thawed() {
     cluster.settle_and_check();
 }
 
+/// Whoever ends two groups that were to be merged must not be left with one that nobody may end.
+#[test]
+fn a_frozen_group_without_its_left_neighbour_can_be_destroyed() {
+    let mut cluster = neighbours(8, |_| {});
+    let leader = cluster.leader(RIGHT).expect("it has a leader");
+    let handle = cluster.handle(leader.0);
+    let seen = cluster.answer(|respond| handle.look(RIGHT, respond));
+    let freeze = RangeCommand::Freeze {
+        expected: seen.expect("it is led").epoch,
+        into: LEFT,
+        target: polyraft_multiraft::Epoch::default(),
+    };
+    let frozen = cluster.answer(|respond| handle.change_range(RIGHT, freeze, respond));
+    assert!(frozen.is_ok(), "{frozen:?}");
+    cluster.ticks(20);
+    let destroy = |cluster: &mut Cluster, group| {
+        let gone = (1..=3).map(|store| {
+            let (handle, next) = (cluster.handle(store), ReplicaId(u64::MAX));
+            cluster.answer(|respond| handle.destroy_replica(group, next, respond))
+        });
+        gone.collect::<Result<Vec<()>, Reject>>().map(drop)
+    };
+    let refused = Err(Reject::Frozen { into: LEFT });
+    assert_eq!(destroy(&mut cluster, RIGHT), refused);
+    assert_eq!(destroy(&mut cluster, LEFT), Ok(()));
+    assert_eq!(destroy(&mut cluster, RIGHT), Ok(()));
+    assert!(cluster.is_gone(LEFT) && cluster.is_gone(RIGHT));
+}
+
 #[test]
 fn a_merge_that_is_given_up_leaves_two_that_serve() {
     for steps in 0..12 {
@@ -476,6 +505,34 @@ fn quarantined(cluster: &mut Cluster, store: u64) -> Option<String> {
     let handle = cluster.handle(store);
     let status = cluster.answer(|respond| handle.describe(LEFT, respond));
     status.expect("it is here").quarantined
+}
+
+/// Whoever changes its members may have left that half done.
+#[test]
+fn a_merge_is_undone_while_the_left_one_is_joint() {
+    let mut cluster = neighbours(10, |_| {});
+    let mut driver = driver(&cluster);
+    while cluster.leader(RIGHT).is_none_or(|at| {
+        let right = cluster.handle(at.0).descriptor(RIGHT);
+        right.is_none_or(|right| right.frozen.is_none())
+    }) {
+        driver.drive(&cluster);
+        cluster.step();
+    }
+    let demoted = 1 + cluster.leader(LEFT).expect("it has a leader").0 % 3;
+    let change = [(ConfChangeKind::AddLearner, demoted)];
+    let joint = cluster.change(LEFT, &change, Transition::JointExplicit);
+    assert!(joint.is_ok(), "{joint:?}");
+    let leader = cluster.leader(LEFT).expect("it has a leader").0;
+    let handle = cluster.handle(leader);
+    let seen = cluster.answer(|respond| handle.look(LEFT, respond));
+    let expected = seen.expect("it is led").epoch;
+    let fence = RangeCommand::Fence { expected };
+    let fenced = cluster.answer(|respond| handle.change_range(LEFT, fence, respond));
+    assert!(fenced.is_ok(), "{fenced:?}");
+    driver.give_up();
+    let done = finish(&mut cluster, &mut driver);
+    assert_eq!(done, Err(MergeFailure::GivenUp));
 }
 
 /// A replica that cannot follow up to the freeze would be lost, and the left one's with it: so they are not

@@ -251,9 +251,17 @@ fn changing_members_and_learners_stand_in_the_way() {
     let fence = RangeCommand::Fence {
         expected: joint.descriptor.epoch,
     };
-    for command in [split(&joint, vec![piece("c", 3)]), fence] {
+    for command in [
+        split(&joint, vec![piece("c", 3)]),
+        freeze(&joint, &group(2, "m", "")),
+    ] {
         assert_eq!(joint.after(&command, AT), Err(RangeRefusal::Joint));
     }
+    // Somebody may have frozen its neighbour, and wants to undo that.
+    assert!(matches!(
+        joint.after(&fence, AT),
+        Ok(RangeOutcome::Changed(_))
+    ));
     let learning = with(|conf| conf.learners = vec![ReplicaId(3)]);
     let right = group(2, "m", "");
     let frozen = changed(&right, &freeze(&right, &learning));

@@ -318,6 +318,23 @@ fn strangers_do_not_merge() {
     assert_eq!(result, Err(MergeFailure::Gone(RIGHT)));
 }
 
+/// Whoever is wrong about where the right group begins sees that one's own neighbours, which tell nothing of
+/// its left one.
+#[test]
+fn who_names_another_first_key_thaws_nothing() {
+    let mut groups = Groups::new();
+    let mut first = new();
+    for _ in 0..3 {
+        groups.drive(&mut first, 1, false);
+    }
+    assert!(groups.live[&RIGHT].descriptor.frozen.is_some());
+    let mut wrong = Merging::new(LAST, RIGHT, Bytes::from("m"));
+    let result = finish(&mut groups, &mut wrong);
+    assert_eq!(result, Err(MergeFailure::NotNeighbours));
+    assert!(groups.live[&RIGHT].descriptor.frozen.is_some());
+    assert!(finish(&mut groups, &mut first).is_ok());
+}
+
 /// Merged, and split at the same key again; a quorum of the merged group knows nothing of either.
 #[test]
 fn a_border_that_was_drawn_again_is_not_the_old_one() {

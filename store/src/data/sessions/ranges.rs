@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polyraft_core::EntryId;
+use polyraft_core::{EntryId, planted};
 
 use super::table::{Entry, Row, Table};
 use super::{GroupTxn, SessionId};
@@ -23,6 +23,7 @@ pub(super) fn split(
     rows(left, |row| {
         match row {
             Row::Head => {}
+            _ if planted!(SessionsNotSplit) => {}
             Row::Session(session, entry) => entry.store(right, session),
             Row::Place(index, session) => Table::place(right, index, session),
         }
@@ -88,6 +89,9 @@ pub(super) fn merge(
     let before = Known::load(left)?;
     let mut entries = before.entries.clone();
     let mut theirs = Known::load(right)?.entries;
+    if planted!(SessionsNotMerged) {
+        theirs.clear();
+    }
     // Who is known on one side and exists for longer than what the other side has forgotten may be among
     // that: it had effects there perhaps.
     entries
