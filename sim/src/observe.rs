@@ -95,6 +95,8 @@ pub enum Observation<'a> {
         store: StoreId,
         /// What the snapshot contained.
         state: &'a AppliedState,
+        /// Groups whose data went with that, since theirs is contained in it.
+        subsumes: &'a [GroupDescriptor],
     },
     /// A state machine has removed a group's data; durable.
     Destroyed {
@@ -182,6 +184,28 @@ pub enum Observation<'a> {
         /// After.
         after: u64,
     },
+    /// A merge was applied: digests of pairs on the store.
+    United {
+        /// Which store.
+        store: StoreId,
+        /// Which group.
+        group: GroupId,
+        /// The other one, as it was.
+        right: &'a AppliedState,
+        /// Of the keys of the right one, before.
+        brought: u64,
+        /// Of the keys of both, before.
+        before: u64,
+        /// Of the same afterwards; none if the group has applied commands in the same turn.
+        after: Option<u64>,
+    },
+    /// Groups that a state machine names at a start as merged into others.
+    RecoveredMerges {
+        /// Which store.
+        store: StoreId,
+        /// Them.
+        merged: &'a [GroupId],
+    },
     /// An operator has asked for a group, or got rid of one.
     Group {
         /// Which.
@@ -197,7 +221,8 @@ pub struct End {
     /// Of every store that runs: its number, what it publishes, numbers, and what its disk
     /// contains of each group.
     pub stores: Vec<StoreEnd>,
-    /// Groups that operators have created and not destroyed, and what they were split into.
+    /// Groups that operators have created and not destroyed, and what they were split into, but for those
+    /// that were merged into others.
     pub groups: Vec<GroupId>,
     /// Those with a range, by family.
     pub families: Vec<FamilyEnd>,

@@ -69,6 +69,10 @@ pub enum Fault {
     Groups,
     /// Groups are split.
     Split,
+    /// Groups are merged, or split if there are no neighbours.
+    Merge,
+    /// Replicas are moved to other stores.
+    Move,
     /// Applied data is flushed and logs truncated all the time.
     Truncation,
     /// Every limit is as small as it can be.
@@ -77,7 +81,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::Delay,
         Self::Loss,
         Self::Duplication,
@@ -106,7 +110,12 @@ impl Fault {
         Self::Split,
         Self::Truncation,
         Self::Limits,
+        Self::Merge,
+        Self::Move,
     ];
+
+    /// Those that a plan may have by itself.
+    pub const DRAWN: &[Self] = Self::ALL.split_at(28).0;
 
     /// Its name on the command line.
     #[must_use]
@@ -138,6 +147,8 @@ impl Fault {
             Self::Transfer => "transfer",
             Self::Groups => "groups",
             Self::Split => "split",
+            Self::Merge => "merge",
+            Self::Move => "move",
             Self::Truncation => "truncation",
             Self::Limits => "limits",
         }
@@ -185,7 +196,10 @@ impl Plan {
         let stores = rng.between(3, 5);
         // Half of the seeds know few kinds of faults, so that progress is made between them.
         let percent = if rng.percent(50) { 25 } else { 60 };
-        let faults = Fault::ALL.into_iter().filter(|_| rng.percent(percent));
+        let faults = Fault::DRAWN
+            .iter()
+            .copied()
+            .filter(|_| rng.percent(percent));
         let mut faults: BTreeSet<Fault> = faults.collect();
         if rng.percent(30) {
             faults.insert(Fault::Split);

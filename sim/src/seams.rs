@@ -87,20 +87,67 @@ impl Divided {
         })
     }
 
-    /// Over all pairs of the parts. Keys of users begin with a byte that is not 0, which is not their own:
-    /// the format is in `store`'s documentation.
     fn digest(&self, disk: &SimDisk) -> u64 {
-        let of_parts = |key: &[u8]| match key.split_first() {
-            Some((&tag, key)) if tag != 0 => self.parts.iter().any(|part| part.contains(key)),
-            _ => false,
+        digest(disk, &self.parts)
+    }
+}
+
+/// Over all pairs of the ranges. Keys of users begin with a byte that is not 0, which is not their own:
+/// the format is in `store`'s documentation.
+fn digest(disk: &SimDisk, ranges: &[KeyRange]) -> u64 {
+    let of_ranges = |key: &[u8]| match key.split_first() {
+        Some((&tag, key)) if tag != 0 => ranges.iter().any(|part| part.contains(key)),
+        _ => false,
+    };
+    let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let pairs = disk.contents(Cf::Data).into_iter();
+    let pairs = pairs.filter(|(key, _)| of_ranges(key));
+    pairs.fold(0xcbf2_9ce4_8422_2325, |hash, (key, value)| {
+        let hash = key.iter().fold(hash, fold);
+        value.iter().fold(hash.rotate_left(9), fold)
+    })
+}
+
+/// A merge, before it is applied.
+struct Uniting {
+    /// Where among the items.
+    at: usize,
+    right: AppliedState,
+    /// The range of both.
+    range: KeyRange,
+    brought: u64,
+    before: u64,
+    /// Commands are applied with it.
+    busy: bool,
+}
+
+impl Uniting {
+    fn of(at: usize, item: &ApplyItem, disk: &SimDisk) -> Option<Self> {
+        let Some(RangeChange::Merge { right }) = &item.range_change else {
+            return None;
         };
-        let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        let pairs = disk.contents(Cf::Data).into_iter();
-        let pairs = pairs.filter(|(key, _)| of_parts(key));
-        pairs.fold(0xcbf2_9ce4_8422_2325, |hash, (key, value)| {
-            let hash = key.iter().fold(hash, fold);
-            value.iter().fold(hash.rotate_left(9), fold)
+        let range = item.state.descriptor.range.clone()?;
+        let gone = right.descriptor.range.clone()?;
+        Some(Self {
+            at,
+            right: right.clone(),
+            brought: digest(disk, &[gone]),
+            before: digest(disk, std::slice::from_ref(&range)),
+            range,
+            busy: !item.commands.is_empty(),
         })
+    }
+
+    fn tell(&self, store: StoreId, items: &[ApplyItem], disk: &SimDisk, observer: &Observer) {
+        let after = || digest(disk, std::slice::from_ref(&self.range));
+        observer.see(&Observation::United {
+            store,
+            group: items[self.at].group,
+            right: &self.right,
+            brought: self.brought,
+            before: self.before,
+            after: (!self.busy).then(after),
+        });
     }
 }
 
@@ -123,7 +170,12 @@ impl StateMachine for WatchedMachine {
     }
 
     fn merged(&self) -> Result<Vec<GroupId>, StateMachineError> {
-        self.machine.merged()
+        let merged = self.machine.merged()?;
+        self.observer.see(&Observation::RecoveredMerges {
+            store: self.store,
+            merged: &merged,
+        });
+        Ok(merged)
     }
 
     fn forget(&self, group: GroupId) -> Result<(), StateMachineError> {
@@ -142,6 +194,9 @@ impl StateMachine for WatchedMachine {
         let divided: Vec<Divided> = divided.collect();
         let digest = |divided: &Divided| divided.digest(&self.disk);
         let before: Vec<u64> = divided.iter().map(digest).collect();
+        let each = items.iter().enumerate();
+        let uniting = each.filter_map(|(at, item)| Uniting::of(at, item, &self.disk));
+        let uniting: Vec<Uniting> = uniting.collect();
         self.machine.apply(items)?;
         let store = self.store;
         self.observer.see(&Observation::Applied { store, items });
@@ -152,6 +207,9 @@ impl StateMachine for WatchedMachine {
                 before,
                 after: divided.digest(&self.disk),
             });
+        }
+        for uniting in uniting {
+            uniting.tell(store, items, &self.disk, &self.observer);
         }
         Ok(())
     }
@@ -176,6 +234,7 @@ impl StateMachine for WatchedMachine {
         self.observer.see(&Observation::Restored {
             store: self.store,
             state: &staged.state,
+            subsumes: &staged.subsumes,
         });
         Ok(())
     }

@@ -5,7 +5,9 @@
 //! at once never meets the first. So this does not wait for a commit that turns out wrong.
 //!
 //! An append fits if its `prev` is in the log as written or among what is about to be. Where that cannot be
-//! known it counts as fitting. A leader learns by counting: see [`commit_rule`](super::commit_rule).
+//! known it counts as fitting. Who is merged is told by its left neighbour on the same store, which has a
+//! committed entry that says so, that its freeze is committed. A leader learns by counting: see
+//! [`commit_rule`](super::commit_rule).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,11 +85,12 @@ impl CommitConfirmed {
         group: GroupId,
         index: Index,
         may_lead: bool,
+        books: &Books,
     ) -> Result<(), String> {
         let replica = self.replica(store, group);
         let told = replica.commit;
         replica.learn(index);
-        if may_lead || index <= told {
+        if may_lead || index <= told || self.is_told_by_left(store, group, index, books) {
             return Ok(());
         }
         Err(format!(
@@ -96,7 +99,20 @@ impl CommitConfirmed {
         ))
     }
 
-    fn written(&mut self, store: StoreId, section: &Section) -> Result<(), String> {
+    /// Whether the left neighbour of a group on this store may know its merge to be committed.
+    fn is_told_by_left(&self, store: StoreId, right: GroupId, index: Index, books: &Books) -> bool {
+        let mut merges = books.merges_of(right);
+        merges.any(|(left, merge, frozen)| {
+            let log = books.store(store).and_then(|it| it.written.latest(left));
+            let known = self.replicas.get(&(store, left));
+            let told = known.is_some_and(|known| known.commit >= merge.index);
+            let leads = log.is_some_and(|log| log.hard_state.vote == log.replica);
+            let holds = log.is_some_and(|log| log.holds(merge));
+            frozen.index >= index && holds && (told || leads)
+        })
+    }
+
+    fn written(&mut self, store: StoreId, section: &Section, books: &Books) -> Result<(), String> {
         let Some(after) = section.after else {
             self.replicas.remove(&(store, section.group));
             return Ok(());
@@ -112,7 +128,8 @@ impl CommitConfirmed {
         let may_lead = section.before.is_none_or(|before| {
             before.hard_state.vote == before.replica || after.hard_state.vote == after.replica
         });
-        self.shows(store, section.group, after.hard_state.commit, may_lead)
+        let commit = after.hard_state.commit;
+        self.shows(store, section.group, commit, may_lead, books)
     }
 }
 
@@ -124,7 +141,7 @@ impl Property for CommitConfirmed {
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
         let log_of = |store, group: &GroupId| books.store(store)?.written.logs.get(group);
         match *seen {
-            Observation::Created { store, state } | Observation::Restored { store, state } => {
+            Observation::Created { store, state } | Observation::Restored { store, state, .. } => {
                 let replica = self.replica(store, state.descriptor.group);
                 replica.learn(state.last.index);
                 replica.pending.insert(state.last);
@@ -159,7 +176,7 @@ impl Property for CommitConfirmed {
             }
             Observation::Written { store, .. } => {
                 let mut batch = books.batch().iter();
-                return batch.try_for_each(|section| self.written(store, section));
+                return batch.try_for_each(|section| self.written(store, section, books));
             }
             Observation::Applied { store, items } => {
                 for right in items.iter().flat_map(rights) {
@@ -171,7 +188,7 @@ impl Property for CommitConfirmed {
                 for item in items {
                     let log = log_of(store, &item.group);
                     let may_lead = log.is_none_or(|log| log.hard_state.vote == log.replica);
-                    self.shows(store, item.group, item.state.last.index, may_lead)?;
+                    self.shows(store, item.group, item.state.last.index, may_lead, books)?;
                 }
             }
             _ => {}

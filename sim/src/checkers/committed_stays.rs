@@ -266,7 +266,7 @@ impl Property for CommittedStays {
                 }
                 Ok(())
             }
-            Observation::Restored { store, state } => {
+            Observation::Restored { store, state, .. } => {
                 let result = self.restored(state);
                 result.map_err(|why| told(state.descriptor.group, store, &why))
             }

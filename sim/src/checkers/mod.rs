@@ -10,7 +10,9 @@ mod configurations;
 mod durable_quorum;
 mod elected_by_quorum;
 mod election_safety;
+mod frozen_is_frozen;
 mod log_matching;
+mod merge_atomic;
 mod monotone;
 mod no_crossing;
 mod no_holes;
@@ -72,6 +74,8 @@ fn properties(limits: budgets::LimitsOf) -> Vec<Box<dyn Property>> {
         Box::<ranges_disjoint::RangesDisjoint>::default(),
         Box::<one_owner::OneOwner>::default(),
         Box::<split_atomic::SplitAtomic>::default(),
+        Box::<merge_atomic::MergeAtomic>::default(),
+        Box::<frozen_is_frozen::FrozenIsFrozen>::default(),
         Box::<nothing_left_behind::NothingLeftBehind>::default(),
         Box::new(budgets::Budgets::new(limits)),
         Box::<agreement::Agreement>::default(),

@@ -106,7 +106,9 @@ impl Monotone {
         }
         let data = book.and_then(|book| book.data.get(&replica.group));
         let applied = data.map(|data| data.applied.last.index).unwrap_or_default();
-        if data.is_some() && now.applied > applied {
+        // What is behind a freeze is as good as applied.
+        let frozen = data.is_some_and(|data| data.applied.descriptor.frozen.is_some());
+        if data.is_some() && !frozen && now.applied > applied {
             let said = now.applied;
             return Err(format!("says that {said} is applied, and {applied} is"));
         }
@@ -132,7 +134,7 @@ impl Property for Monotone {
                 let result = self.published(store, replica, books);
                 result.map_err(|why| format!("store {store}, group {group}: {why}"))
             }),
-            Observation::Restored { store, state } => {
+            Observation::Restored { store, state, .. } => {
                 let before = books.latest().before.first().and_then(Option::as_ref);
                 let at = before
                     .map(|data| data.applied.last.index)

@@ -1,13 +1,15 @@
 //! After the data of a replica is destroyed nothing is applied to it or restored for it, and in the end
-//! nothing of it is on the disk; nor is anything of a group that was destroyed everywhere.
+//! nothing of it is on the disk; nor is anything of a group that was destroyed everywhere, or merged into
+//! another one anywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use polyraft_core::ReplicaId;
+use polyraft_multiraft::env::ApplyItem;
 use polyraft_multiraft::{AppliedState, GroupId, StoreId};
 
 use super::Property;
-use super::books::{Books, rights};
+use super::books::{Books, absorbed, rights};
 use crate::observe::{End, Observation};
 
 /// See the module.
@@ -17,6 +19,10 @@ pub(super) struct NothingLeftBehind {
     dead: BTreeMap<(StoreId, GroupId), ReplicaId>,
     /// Groups that nobody wants any more.
     unwanted: BTreeSet<GroupId>,
+    /// Groups that were merged into others.
+    merged: BTreeSet<GroupId>,
+    /// Groups whose merge a crash may take back, by store.
+    merging: BTreeMap<StoreId, Vec<GroupId>>,
 }
 
 impl NothingLeftBehind {
@@ -48,6 +54,23 @@ impl NothingLeftBehind {
         }
     }
 
+    /// The data of a group is another one's.
+    fn merges(&mut self, store: StoreId, items: &[ApplyItem]) {
+        let gone = items.iter().filter_map(absorbed);
+        for right in gone.map(|right| right.descriptor.group) {
+            self.merged.insert(right);
+            self.merging.entry(store).or_default().push(right);
+        }
+    }
+
+    /// It is so for good.
+    fn buried(&mut self, store: StoreId, groups: impl IntoIterator<Item = GroupId>) {
+        for group in groups {
+            self.merged.insert(group);
+            self.dead.insert((store, group), ReplicaId(u64::MAX));
+        }
+    }
+
     fn destroyed(&mut self, store: StoreId, group: GroupId, books: &Books) {
         let book = books.store(store);
         let tombstone = book.and_then(|book| book.written.tombstones.get(&group));
@@ -72,11 +95,27 @@ impl Property for NothingLeftBehind {
                         "store {store}: applied to group {group}, which has no data"
                     ));
                 }
+                self.merges(store, items);
                 let mut kept = items.iter().flat_map(rights).filter(|right| right.keep);
                 kept.try_for_each(|right| self.begins(store, &right.state, books))
             }
-            Observation::Created { store, state } | Observation::Restored { store, state } => {
+            Observation::Created { store, state } => self.made(store, state),
+            Observation::Restored {
+                store,
+                state,
+                subsumes,
+            } => {
+                self.buried(store, subsumes.iter().map(|gone| gone.group));
                 self.made(store, state)
+            }
+            Observation::Flushed { store } => {
+                let durable = self.merging.remove(&store).unwrap_or_default();
+                self.buried(store, durable);
+                Ok(())
+            }
+            Observation::Crashed { store, .. } => {
+                self.merging.remove(&store);
+                Ok(())
             }
             Observation::Destroyed { store, descriptor } => {
                 self.destroyed(store, descriptor.group, books);
@@ -111,6 +150,12 @@ impl Property for NothingLeftBehind {
                     "store {id}: data of group {group}, which was destroyed"
                 ));
             }
+            let mut groups = store.data.iter().map(|(state, _)| state.descriptor.group);
+            if let Some(group) = groups.find(|group| self.merged.contains(group)) {
+                return Err(format!(
+                    "store {id}: data of group {group}, which was merged into another one"
+                ));
+            }
         }
         Ok(())
     }
@@ -119,7 +164,7 @@ impl Property for NothingLeftBehind {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{
-        GROUP, Scene, caught, destroy_section, divide, entry, state, turn,
+        GROUP, Scene, caught, destroy_section, divide, entry, frozen_right, state, turn, unite,
     };
     use super::*;
     use crate::observe::StoreEnd;
@@ -172,6 +217,46 @@ mod tests {
             rights[0].keep = false;
         }
         scene.apply(2, split).unwrap();
+    }
+
+    /// On all stores, group 8 was made by a split, and has come to its freeze.
+    fn apart() -> Scene {
+        let mut scene = scene();
+        for store in 1..=3 {
+            scene.apply(store, divide(3, &[("m", 8)])).unwrap();
+            scene.flushed(store).unwrap();
+            let mut freeze = turn(&[entry(1, 3, "")]);
+            freeze.group = GroupId(8);
+            freeze.state = frozen_right();
+            scene.apply(store, freeze).unwrap();
+        }
+        scene
+    }
+
+    #[test]
+    fn a_merged_group_that_comes_back_is_seen() {
+        let right = frozen_right();
+        let mut scene = apart();
+        scene.apply(1, unite(4, right.clone())).unwrap();
+        scene.crash(1, true).unwrap();
+        scene.restored(1, &right).unwrap();
+        scene.apply(1, unite(4, right.clone())).unwrap();
+        scene.flushed(1).unwrap();
+        caught(&scene.restored(1, &right), "are gone");
+        let whole = unite(4, right.clone()).state;
+        let gone = std::slice::from_ref(&*right.descriptor);
+        scene.restored_over(2, &whole, gone).unwrap();
+        caught(&scene.restored(2, &right), "are gone");
+    }
+
+    #[test]
+    fn a_merged_group_that_is_still_there_is_seen() {
+        let mut scene = apart();
+        scene.apply(1, unite(4, frozen_right())).unwrap();
+        let mut end = end(Vec::new(), vec![GROUP]);
+        scene.finish(&end).unwrap();
+        end.stores[0].data.push((frozen_right(), 0));
+        caught(&scene.finish(&end), "which was merged into another one");
     }
 
     fn end(leftovers: Vec<String>, groups: Vec<GroupId>) -> End {

@@ -1,5 +1,6 @@
-//! A key has one owner at a time. Of a family (a group and what it was split into) the generations of a
-//! key's successive owners grow, and an owner serves nobody any more when a later one has begun to.
+//! A key has one owner at a time. Of a family (a group and what it was split into, and merged from) the
+//! generations of a key's successive owners grow, and an owner serves nobody any more when a later one has
+//! begun to.
 //!
 //! * Two groups never have a key at the same generation, and a group at a generation has one range.
 //! * What is applied is applied under the generation for which it was proposed.
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use polyraft_core::{EntryKind, Index};
-use polyraft_multiraft::env::{ApplyItem, RangeChange};
+use polyraft_multiraft::env::ApplyItem;
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, GroupMap, KeyRange};
 
 use super::Property;
@@ -90,8 +91,8 @@ impl OneOwner {
         }
         self.owns(&item.state.descriptor)?;
         let first = before.descriptor.epoch.range;
-        let split = matches!(item.range_change, Some(RangeChange::Split { .. }));
-        let last = match split {
+        // What comes with a change of the keys comes before it.
+        let last = match item.range_change.is_some() {
             true => first,
             false => item.state.descriptor.epoch.range,
         };

@@ -34,7 +34,7 @@ impl Property for RangesDisjoint {
 
     fn see(&mut self, seen: &Observation<'_>, books: &Books) -> Result<(), String> {
         match *seen {
-            Observation::Created { store, state } | Observation::Restored { store, state } => {
+            Observation::Created { store, state } | Observation::Restored { store, state, .. } => {
                 alone(store, &state.descriptor, books)
             }
             Observation::Applied { store, items } => {

@@ -13,8 +13,8 @@ use polyraft_multiraft::env::{
     Recovered, SplitRight,
 };
 use polyraft_multiraft::{
-    AppliedState, BOOTSTRAP, GroupDescriptor, GroupId, HostStats, KeyRange, Member, ReplicaSummary,
-    StoreId,
+    AppliedState, BOOTSTRAP, Frozen, GroupDescriptor, GroupId, HostStats, KeyRange, Member,
+    ReplicaSummary, StoreId,
 };
 
 use super::books::Books;
@@ -185,6 +185,35 @@ pub(super) fn divide(index: u64, pieces: &[(&'static str, u64)]) -> ApplyItem {
     item.state = part(item.state, GROUP, Bytes::new(), Some(key(pieces[0].0)));
     item.membership_changed = true;
     item
+}
+
+/// A turn that merges the group that [`divide`] has made at `m` back into the one that it came from, which
+/// has then seen three generations.
+pub(super) fn unite(index: u64, right: AppliedState) -> ApplyItem {
+    let mut item = turn(&[entry(2, index, "")]);
+    let mut descriptor = (*item.state.descriptor).clone();
+    descriptor.epoch.range = right.descriptor.epoch.range + 1;
+    item.state.descriptor = descriptor.into();
+    item.range_change = Some(RangeChange::Merge { right });
+    item.membership_changed = true;
+    item
+}
+
+/// The group that [`divide`] has made at `m`, frozen by its third entry.
+pub(super) fn frozen_right() -> AppliedState {
+    let split = divide(3, &[("m", 8)]);
+    let right = super::books::rights(&split).next();
+    let mut right = right.expect("a split makes one").state.clone();
+    right.last = EntryId::new(1, 3);
+    let mut descriptor = (*right.descriptor).clone();
+    descriptor.epoch.range += 1;
+    descriptor.frozen = Some(Frozen {
+        into: GROUP,
+        target: split.state.descriptor.epoch,
+        at: right.last,
+    });
+    right.descriptor = descriptor.into();
+    right
 }
 
 pub(super) fn append(prev: (u64, u64), entries: &[Entry]) -> Payload {
@@ -389,9 +418,19 @@ impl Scene {
     }
 
     pub(super) fn restored(&mut self, store: u64, state: &AppliedState) -> Seen {
+        self.restored_over(store, state, &[])
+    }
+
+    pub(super) fn restored_over(
+        &mut self,
+        store: u64,
+        state: &AppliedState,
+        subsumes: &[GroupDescriptor],
+    ) -> Seen {
         self.see(&Observation::Restored {
             store: StoreId(store),
             state,
+            subsumes,
         })
     }
 

@@ -27,8 +27,8 @@ fn written(store: StoreId, section: &Section, books: &Books) -> Result<(), Strin
     }
     if section.reset.is_some() || section.truncate.is_some() {
         let book = books.store(store);
-        let data = book.and_then(|book| book.data.get(&section.group));
-        return behind(after.truncated, data.map(|data| data.flushed));
+        let certain = book.and_then(|book| book.certain(section.group));
+        return behind(after.truncated, certain);
     }
     Ok(())
 }

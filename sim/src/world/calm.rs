@@ -49,6 +49,12 @@ impl World {
             return Some("splits are under way".to_owned());
         }
         self.discover();
+        if let Some(group) = self.end_merges() {
+            return Some(format!("group {group} is frozen: {}", self.explain(group)));
+        }
+        if let Some(lack) = self.remains() {
+            return Some(lack);
+        }
         let live = self.live();
         for group in &live {
             if self.operators.replacing() || !self.is_whole(*group) {
@@ -82,6 +88,25 @@ impl World {
         let busy = stores.find(|(_, s)| s.running.as_ref().is_some_and(|r| !r.is_idle()));
         // Awake groups have heartbeats under way now and then.
         busy.map(|(id, _)| format!("store {id} is not at rest"))
+    }
+
+    /// What is left of a group that was merged into another one.
+    fn remains(&self) -> Option<String> {
+        let families = self.groups.values();
+        let merged = families.flat_map(|family| &family.merged);
+        let is_here = |(_, handle): &(StoreId, &HostHandle), group: &GroupId| {
+            let known = handle.descriptor(*group);
+            known.is_some_and(|it| !it.members.is_empty())
+        };
+        for group in merged {
+            if let Some((store, _)) = self.running().find(|it| is_here(it, group)) {
+                let explained = self.explain(*group);
+                return Some(format!(
+                    "group {group} was merged, and is on store {store} still: {explained}"
+                ));
+            }
+        }
+        None
     }
 
     /// A store with proposals that nobody was answered for. Whoever is overtaken while it waits

@@ -1,9 +1,13 @@
-//! Families: a group that operators have created, and all that it was split into since.
+//! Families: a group that operators have created, and all that it was split into since, but for what was
+//! merged again.
 //!
 //! Clients know keys of a family and find the group that has them; what is checked of their operations is
 //! checked per key of the family, whichever group served it. A number for a new group is written down before
 //! anybody is asked to use it: so when a family ends, every number ever given out for it is ended, and a
 //! split that is applied late finds the tombstones of its new groups.
+//!
+//! A group keeps its first key for as long as it lives: whoever has that key at a later generation has merged
+//! the group into itself.
 //!
 //! Invariant: each number belongs to one family for ever.
 
@@ -43,7 +47,11 @@ impl World {
     pub(super) fn live(&self) -> Vec<GroupId> {
         let families = self.groups.values();
         let live = families.filter(|family| family.stage == Stage::Live);
-        let seen: BTreeSet<GroupId> = live.flat_map(|family| &family.seen).copied().collect();
+        let seen = live.flat_map(|family| {
+            let seen = family.seen.keys();
+            seen.filter(|group| !family.merged.contains(group))
+        });
+        let seen: BTreeSet<GroupId> = seen.copied().collect();
         seen.into_iter().collect()
     }
 
@@ -53,9 +61,20 @@ impl World {
     }
 
     /// Whether the family of a group serves.
-    pub(super) fn is_live(&self, group: GroupId) -> bool {
+    pub(super) fn is_live_family(&self, group: GroupId) -> bool {
         let family = self.groups.get(&self.family_of(group));
         family.is_some_and(|family| family.stage == Stage::Live)
+    }
+
+    /// Whether a group serves: its family does, and it was not merged into another one.
+    pub(super) fn is_live(&self, group: GroupId) -> bool {
+        self.is_live_family(group) && !self.is_merged(group)
+    }
+
+    /// Whether a group is known to have been merged into another one.
+    pub(super) fn is_merged(&self, group: GroupId) -> bool {
+        let family = self.groups.get(&self.family_of(group));
+        family.is_some_and(|family| family.merged.contains(&group))
     }
 
     /// The keys of a family, before any split.
@@ -79,26 +98,48 @@ impl World {
         numbers
     }
 
-    /// Groups that splits have made become known.
+    /// Groups that splits have made become known, and those that merges have ended.
     pub(super) fn discover(&mut self) {
         let mut new: BTreeMap<GroupId, Arc<GroupDescriptor>> = BTreeMap::new();
-        for (_, handle) in self.running() {
-            for descriptor in handle.descriptors() {
-                let group = descriptor.group;
-                let family = self.parents.get(&group).and_then(|it| self.groups.get(it));
-                let known = family.is_none_or(|family| family.seen.contains(&group));
-                if !known && !descriptor.members.is_empty() {
-                    new.entry(group).or_insert(descriptor);
-                }
+        let all = self.running().flat_map(|(_, handle)| handle.descriptors());
+        let all: Vec<Arc<GroupDescriptor>> = all.collect();
+        for descriptor in &all {
+            let group = descriptor.group;
+            let family = self.parents.get(&group).and_then(|it| self.groups.get(it));
+            let known = family.is_none_or(|family| family.seen.contains_key(&group));
+            if !known && !descriptor.members.is_empty() {
+                new.entry(group).or_insert_with(|| Arc::clone(descriptor));
             }
         }
-        for (group, descriptor) in new {
-            let family = self.family_of(group);
+        for (group, descriptor) in &new {
+            let family = self.family_of(*group);
             if let Some(family) = self.groups.get_mut(&family) {
-                family.seen.insert(group);
+                let range = descriptor.range.clone().unwrap_or_default();
+                let first = (range.start, descriptor.epoch.range);
+                family.seen.insert(*group, first);
             }
+        }
+        self.notice_merges(&all);
+        for (group, descriptor) in new {
             if self.is_live(group) {
                 self.mend(&descriptor);
+            }
+        }
+    }
+
+    /// Groups whose first key is another one's by now are no more.
+    fn notice_merges(&mut self, all: &[Arc<GroupDescriptor>]) {
+        for descriptor in all {
+            let (group, generation) = (descriptor.group, descriptor.epoch.range);
+            let family = self.family_of(group);
+            let known = self.groups.get_mut(&family);
+            let (Some(known), Some(range)) = (known, &descriptor.range) else {
+                continue;
+            };
+            for (other, (start, since)) in &known.seen {
+                if *other != group && generation > *since && range.contains(start) {
+                    known.merged.insert(*other);
+                }
             }
         }
     }
@@ -121,14 +162,15 @@ impl World {
         self.stores.get(&store).is_some_and(|store| store.lost)
     }
 
-    /// The newest descriptor of each group of a family that any store has.
+    /// The newest descriptor of each group of a family that any store has, but for those that are known to
+    /// have been merged into others.
     pub(super) fn newest(&self, family: GroupId) -> BTreeMap<GroupId, Arc<GroupDescriptor>> {
         let mut newest: BTreeMap<GroupId, Arc<GroupDescriptor>> = BTreeMap::new();
         let Some(known) = self.groups.get(&family) else {
             return newest;
         };
         for (_, handle) in self.running() {
-            for group in &known.numbers {
+            for group in known.numbers.difference(&known.merged) {
                 let found = handle.descriptor(*group);
                 let Some(found) = found.filter(|found| !found.members.is_empty()) else {
                     continue;

@@ -11,6 +11,8 @@ mod calm;
 mod clients;
 mod families;
 mod loss;
+mod merges;
+mod moves;
 mod nemesis;
 mod operators;
 mod peek;
@@ -26,7 +28,8 @@ use parking_lot::Mutex;
 use polyraft_core::RoleName;
 use polyraft_multiraft::env::StateMachineError;
 use polyraft_multiraft::{
-    GroupDescriptor, GroupId, GroupStatus, HostError, HostHandle, ReadPermit, Reject, StoreId,
+    GroupDescriptor, GroupId, GroupStatus, HostError, HostHandle, MergeAnswer, ReadPermit, Reject,
+    StoreId,
 };
 use polyraft_store::LogOptions;
 
@@ -150,8 +153,10 @@ pub(crate) struct Group {
     stage: Stage,
     /// All numbers that its groups may ever have.
     numbers: BTreeSet<GroupId>,
-    /// Those of them that somebody has seen.
-    seen: BTreeSet<GroupId>,
+    /// Those of them that somebody has seen: the first key, and a generation that the group had.
+    seen: BTreeMap<GroupId, (Bytes, u64)>,
+    /// Those of them that were merged into others.
+    merged: BTreeSet<GroupId>,
 }
 
 /// See [`Group`].
@@ -191,6 +196,8 @@ enum Told {
     Confirmed(Result<(), Reject>),
     Described(Box<Result<GroupStatus, Reject>>),
     Split(Box<Result<Vec<GroupDescriptor>, Reject>>),
+    /// What came of a step of who drives a merge, by the number of his question.
+    Merge(u64, Box<MergeAnswer>),
 }
 
 type Answers = Arc<Mutex<Vec<Answer>>>;
@@ -529,6 +536,10 @@ impl World {
                 }
                 Answer::Permit(client, token, _) => {
                     Answer::Permit(client, token, Err(Reject::Ambiguous))
+                }
+                Answer::Task(task, store, Told::Merge(token, _)) => {
+                    let failed = Told::Merge(token, Box::new(MergeAnswer::Failed));
+                    Answer::Task(task, store, failed)
                 }
                 Answer::Task(task, store, _) => {
                     Answer::Task(task, store, Told::Done(Err(Reject::Ambiguous)))

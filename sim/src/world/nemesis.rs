@@ -128,6 +128,8 @@ impl World {
             Fault::Transfer => self.move_some_leader(),
             Fault::Groups => self.end_some_family(),
             Fault::Split => self.split_some_groups(),
+            Fault::Merge => self.merge_some_groups(),
+            Fault::Move => self.move_some_replica(),
             _ => {}
         }
     }

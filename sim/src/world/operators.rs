@@ -13,6 +13,8 @@ use polyraft_multiraft::{
     GroupDescriptor, GroupId, GroupStatus, KeyRange, Member, MemberChange, Reject, StoreId,
 };
 
+use super::merges::Driving;
+use super::moves::Move;
 use super::{Group, Phase, Stage, Told, World};
 use crate::observe::Observation;
 use crate::rng::Rng;
@@ -45,6 +47,12 @@ pub(super) enum Task {
     Change,
     /// A split is under way; a stale one must not take place.
     Split { stale: bool },
+    /// A merge is being driven.
+    Merge(Box<Driving>),
+    /// A look at a group, to move its replicas then.
+    Move(Move),
+    /// A step of that is under way.
+    Moving(Move),
     /// A look at a group before a store is lost; see `loss.rs`.
     BeforeLoss(GroupId),
     /// A look at a group, to replace a lost store by another then.
@@ -73,7 +81,12 @@ impl Operators {
     /// Whether a change of members may be under way.
     pub(super) fn changing_members(&self) -> bool {
         let mut tasks = self.tasks.values();
-        tasks.any(|task| matches!(task, Task::Look(_) | Task::Change))
+        tasks.any(|task| {
+            matches!(
+                task,
+                Task::Look(_) | Task::Change | Task::Move(_) | Task::Moving(_)
+            )
+        })
     }
 
     /// Whether a split may be under way.
@@ -137,6 +150,7 @@ impl World {
             next_replica: ReplicaId(stores.len() as u64 + 1),
             ..GroupDescriptor::default()
         };
+        let first = descriptor.range.clone().unwrap_or_default().start;
         self.groups.insert(
             group,
             Group {
@@ -144,7 +158,8 @@ impl World {
                 slot,
                 stage: Stage::Creating,
                 numbers: [group].into(),
-                seen: [group].into(),
+                seen: [(group, (first, 0))].into(),
+                merged: BTreeSet::new(),
             },
         );
         self.begin_task(Task::Create(group, stores.into_iter().collect()));
@@ -187,7 +202,8 @@ impl World {
             Task::Create(group, left) => self.go_on_creating(number, group, &left),
             Task::Destroy(_, left) => self.go_on_destroying(number, &left),
             Task::BeforeLoss(group) => self.confirm_before_loss(number, group),
-            Task::Look(group) | Task::Replace(group, ..) => {
+            Task::Merge(driving) => self.go_on_merging(number, *driving),
+            Task::Look(group) | Task::Replace(group, ..) | Task::Move(Move { group, .. }) => {
                 let leader = self.leader(group);
                 let handle = leader.and_then(|store| self.stores[&store].handle().cloned());
                 let (Some(store), Some(handle)) = (leader, handle) else {
@@ -201,6 +217,7 @@ impl World {
                 // Nobody has answered for a long time.
                 self.operators.tasks.remove(&number);
             }
+            Task::Moving(moving) => self.moved(number, moving),
             Task::Replacing(group, lost, new) => {
                 let again = Task::Replace(group, lost, new);
                 self.operators.tasks.insert(number, again);
@@ -218,6 +235,12 @@ impl World {
             Some(Task::BeforeLoss(_)) => {
                 self.operators.tasks.remove(&number);
                 self.not_ready_for_loss();
+            }
+            // It has no members any more.
+            Some(Task::Replace(group, ..)) if self.is_merged(*group) => {
+                let group = *group;
+                self.operators.tasks.remove(&number);
+                self.replaced(group);
             }
             _ => {
                 self.operators.tasks.remove(&number);
@@ -269,6 +292,9 @@ impl World {
                     self.destroyed(number, family);
                 }
             }
+            (Task::Merge(_), Told::Merge(token, answer)) => {
+                self.merge_told(number, token, *answer);
+            }
             (Task::Split { stale }, Told::Split(told)) => {
                 let stale = *stale;
                 self.operators.tasks.remove(&number);
@@ -296,6 +322,17 @@ impl World {
                     Ok(status) => self.replace(number, group, store, lost, new, &status),
                     Err(_) => self.again(number),
                 }
+            }
+            (Task::Move(moving), Told::Described(status)) => {
+                let moving = moving.clone();
+                match *status {
+                    Ok(status) => self.go_on_moving(number, moving, store, &status),
+                    Err(_) => self.moved(number, moving),
+                }
+            }
+            (Task::Moving(moving), Told::Changed(_)) => {
+                let moving = moving.clone();
+                self.moved(number, moving);
             }
             (Task::Change, Told::Changed(result)) => {
                 sometimes!(result.is_ok(), "world: membership changed");
@@ -423,7 +460,7 @@ impl World {
 
     /// Sends a change to the leader's store; the task is told what came of it.
     #[expect(clippy::too_many_arguments, reason = "all of them are the change")]
-    fn ask_for_change(
+    pub(super) fn ask_for_change(
         &mut self,
         task: Task,
         number: Option<u64>,

@@ -67,6 +67,9 @@ struct Change {
     /// Only these faults, separated by commas; "none" for none.
     #[arg(long, value_delimiter = ',', value_name = "FAULT")]
     faults: Option<Vec<String>>,
+    /// These besides those that are drawn, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "FAULT")]
+    also: Vec<String>,
     /// Stores at the beginning.
     #[arg(long)]
     stores: Option<u64>,
@@ -102,14 +105,16 @@ struct Line {
 impl Change {
     fn plan(&self, seed: u64) -> Result<Plan, String> {
         let mut plan = Plan::drawn(seed);
+        let known = |name: &String| {
+            let all = || Fault::ALL.map(Fault::name).join(", ");
+            Fault::named(name).ok_or_else(|| format!("no fault {name:?}; there are: {}", all()))
+        };
         if let Some(names) = &self.faults {
-            let known = |name: &String| {
-                let all = || Fault::ALL.map(Fault::name).join(", ");
-                Fault::named(name).ok_or_else(|| format!("no fault {name:?}; there are: {}", all()))
-            };
             let names = names.iter().filter(|name| *name != "none");
             plan.faults = names.map(known).collect::<Result<_, _>>()?;
         }
+        let also = self.also.iter().map(known);
+        plan.faults.extend(also.collect::<Result<Vec<_>, _>>()?);
         let set = |field: &mut u64, value: Option<u64>, unit: u64| {
             *field = value.map_or(*field, |value| value.saturating_mul(unit));
         };

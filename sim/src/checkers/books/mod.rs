@@ -5,8 +5,8 @@
 //! certain.
 //!
 //! Invariants: nothing here was ever asked of the code under test, but for the parsing of changes of
-//! membership; after an observation was entered the books are as of after it, and what it changed is beside
-//! them.
+//! membership and of ranges; after an observation was entered the books are as of after it, and what it
+//! changed is beside them.
 
 mod facts;
 mod view;
@@ -21,7 +21,7 @@ use polyraft_core::{
 use polyraft_multiraft::env::{
     ApplyItem, Body, GroupMessage, Lifecycle, LogBatch, RangeChange, Recovered, SplitRight,
 };
-use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, GroupMap, StoreId};
+use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId, GroupMap, RangeCommand, StoreId};
 
 use self::facts::Facts;
 use self::view::{Found, View};
@@ -43,6 +43,8 @@ pub(crate) struct StoreBook {
     /// What every power cut would keep.
     pub(crate) durable: View,
     pub(crate) data: GroupMap<Data>,
+    /// What is another group's by now, since a merge or a snapshot of that one has taken it over: as it was.
+    pub(crate) absorbed: GroupMap<Data>,
     /// Batches that were written and are not certain, in order.
     journal: Vec<Written>,
     /// The power went; the log has not been found since.
@@ -68,10 +70,17 @@ pub(crate) struct Books {
     terms: GroupMap<Term>,
     /// Where each replica was created.
     owners: BTreeMap<(GroupId, ReplicaId), StoreId>,
-    /// Changes of membership in entries.
-    changes: BTreeMap<(GroupId, Index, Term), ConfChangeV2>,
+    /// Changes of membership, and of ranges, in entries.
+    changes: Changes,
     /// What the last observation was about.
     latest: Latest,
+}
+
+/// What entries say that are not commands.
+#[derive(Debug, Default)]
+struct Changes {
+    members: BTreeMap<(GroupId, Index, Term), ConfChangeV2>,
+    ranges: BTreeMap<(GroupId, Index, Term), RangeCommand>,
 }
 
 /// What an observation changed, and what was before.
@@ -79,6 +88,9 @@ pub(crate) struct Books {
 pub(crate) struct Latest {
     /// Data of the groups in `Applied` (in its order), `Restored`, or `Destroyed`.
     pub(crate) before: Vec<Option<Data>>,
+    /// Data of groups that were taken over: by the merge in each item of `Applied` (none if it has none), or
+    /// by `Restored` in the order of `subsumes`.
+    pub(crate) absorbed: Vec<Option<Data>>,
     /// A group that a split in `Applied` has made where its data was already.
     pub(crate) overwritten: Option<GroupId>,
     /// What the data was before `RecoveredData`.
@@ -102,6 +114,14 @@ pub(crate) fn rights(item: &ApplyItem) -> impl Iterator<Item = &SplitRight> {
         _ => &[],
     };
     rights.iter()
+}
+
+/// The group that a merge takes over.
+pub(crate) fn absorbed(item: &ApplyItem) -> Option<&AppliedState> {
+    match &item.range_change {
+        Some(RangeChange::Merge { right }) => Some(right),
+        _ => None,
+    }
 }
 
 /// The message of the core within one between stores.
@@ -165,7 +185,27 @@ impl Books {
 
     /// The change of membership in an entry.
     pub(crate) fn change(&self, group: GroupId, id: EntryId) -> Option<&ConfChangeV2> {
-        self.changes.get(&(group, id.index, id.term))
+        self.changes.members.get(&(group, id.index, id.term))
+    }
+
+    /// The change of the range in an entry.
+    pub(crate) fn range_command(&self, group: GroupId, id: EntryId) -> Option<&RangeCommand> {
+        self.changes.ranges.get(&(group, id.index, id.term))
+    }
+
+    /// Entries anywhere that merge a group into another one: that one, the entry, and the freeze.
+    pub(crate) fn merges_of(
+        &self,
+        right: GroupId,
+    ) -> impl Iterator<Item = (GroupId, EntryId, EntryId)> + '_ {
+        let all = self.changes.ranges.iter();
+        all.filter_map(move |((left, index, term), command)| match command {
+            RangeCommand::Merge { right: gone, .. } if gone.group == right => {
+                let (term, index) = (*term, *index);
+                Some((*left, EntryId { term, index }, gone.frozen?.at))
+            }
+            _ => None,
+        })
     }
 
     /// What is certain of the log of a replica, dead or alive, wherever it lives.
@@ -213,8 +253,20 @@ impl Books {
                 self.load(store, state);
                 Ok(())
             }
-            Observation::Restored { store, state } => {
+            Observation::Restored {
+                store,
+                state,
+                subsumes,
+            } => {
                 self.load(store, state);
+                let book = self.book(store);
+                let gone = subsumes.iter().map(|gone| gone.group);
+                let gone: Vec<_> = gone.map(|group| book.absorb(group)).collect();
+                // It was durable, with everything before it.
+                for data in book.absorbed.values_mut() {
+                    data.flushed = data.applied.last;
+                }
+                self.latest.absorbed = gone;
                 Ok(())
             }
             Observation::Applied { store, items } => {
@@ -226,7 +278,8 @@ impl Books {
                 Ok(())
             }
             Observation::Flushed { store } => {
-                for data in self.book(store).data.values_mut() {
+                let book = self.book(store);
+                for data in book.data.values_mut().chain(book.absorbed.values_mut()) {
                     data.flushed = data.applied.last;
                 }
                 Ok(())
@@ -244,6 +297,8 @@ impl Books {
             | Observation::Proposed { .. }
             | Observation::Permitted { .. }
             | Observation::Divided { .. }
+            | Observation::United { .. }
+            | Observation::RecoveredMerges { .. }
             | Observation::Group { .. } => Ok(()),
         }
     }
@@ -312,6 +367,7 @@ impl Books {
 
     fn apply(&mut self, store: StoreId, items: &[ApplyItem]) {
         self.latest.before.clear();
+        self.latest.absorbed.clear();
         self.latest.overwritten = None;
         let book = self.stores.entry(store).or_default();
         for item in items {
@@ -332,6 +388,9 @@ impl Books {
                     self.latest.overwritten.get_or_insert(group);
                 }
             }
+            let gone = absorbed(item).map(|right| right.descriptor.group);
+            let gone = gone.and_then(|right| book.absorb(right));
+            self.latest.absorbed.push(gone);
         }
     }
 
@@ -342,18 +401,22 @@ impl Books {
     }
 }
 
-fn note_change(
-    changes: &mut BTreeMap<(GroupId, Index, Term), ConfChangeV2>,
-    group: GroupId,
-    entry: &Entry,
-) {
+fn note_change(changes: &mut Changes, group: GroupId, entry: &Entry) {
     let change = match entry.kind {
-        EntryKind::Normal | EntryKind::Host => return,
+        EntryKind::Normal => return,
+        EntryKind::Host => {
+            if let Ok(command) = RangeCommand::decode(&entry.data) {
+                let at = (group, entry.index, entry.term);
+                changes.ranges.insert(at, command);
+            }
+            return;
+        }
         EntryKind::ConfChange => ConfChange::decode(&entry.data).map(ConfChange::into_v2),
         EntryKind::ConfChangeV2 => ConfChangeV2::decode(&entry.data),
     };
     if let Ok(change) = change {
-        changes.insert((group, entry.index, entry.term), change);
+        let at = (group, entry.index, entry.term);
+        changes.members.insert(at, change);
     }
 }
 
@@ -442,6 +505,19 @@ impl StoreBook {
         differ.map_or(Ok(()), |group| Err(self.durable.tell(*group, &found, why)))
     }
 
+    /// The data of a group is another one's from now on.
+    fn absorb(&mut self, group: GroupId) -> Option<Data> {
+        let data = self.data.remove(&group)?;
+        self.absorbed.insert(group, data.clone());
+        Some(data)
+    }
+
+    /// How much of a group's data is certain; of one that was taken over, how much of it was.
+    pub(crate) fn certain(&self, group: GroupId) -> Option<EntryId> {
+        let data = self.data.get(&group);
+        Some(data.or_else(|| self.absorbed.get(&group))?.flushed)
+    }
+
     /// Whether there is a log of a group that goes on from its data.
     fn has_begun(&self, group: GroupId) -> bool {
         let log = self.durable.logs.get(&group);
@@ -451,6 +527,7 @@ impl StoreBook {
     /// Data may only be as old as what was flushed, and may only be gone if its replica is.
     fn recover_data(&mut self, states: &[AppliedState]) -> (Result<(), String>, GroupMap<Data>) {
         let lost = std::mem::take(&mut self.data);
+        self.absorbed.clear();
         for state in states {
             let data = Data {
                 applied: state.clone(),
