@@ -56,6 +56,10 @@ pub(crate) struct Replica {
     pub(crate) orphan_ticks: u32,
     /// Ticks since anybody spoke to it.
     pub(crate) silent_ticks: u32,
+    /// Ticks for which something has been put off because a follower waits for a snapshot.
+    pub(crate) patience: Option<u32>,
+    /// Followers that were sent a snapshot as of an entry and have not said yet that they have it.
+    pub(crate) arrived: Vec<(ReplicaId, Index)>,
     /// Bytes of cached entries that its worker has counted.
     pub(crate) cached: u64,
     /// Something came in during this pass.
@@ -118,6 +122,8 @@ impl Replica {
             idle_ticks: 0,
             orphan_ticks: 0,
             silent_ticks: 0,
+            patience: None,
+            arrived: Vec::new(),
             cached: 0,
             touched: false,
             published: ReplicaSummary::default(),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use polyraft_core::{EntryId, Message, Payload, ReplicaId, StepError, planted};
 
-use super::{Counters, Worker};
+use super::{BOOTSTRAP, Counters, Worker};
 use crate::effects::{ApplyTask, Effects, LaneKey};
 use crate::env::{Body, GroupMessage, Lost, SnapshotHeader, StagedSnapshot};
 use crate::error::Reject;
@@ -104,6 +104,12 @@ impl Worker {
             _ => None,
         };
         let answer = matches!(message.payload, Payload::HeartbeatResponse { .. });
+        if heartbeat.is_some()
+            && let Some(message) = first_state(replica, &message)
+        {
+            let body = Body::Raft(message);
+            effects.send(from, LaneKey::Control, GroupMessage { group, body });
+        }
         match replica.node.step(message) {
             Ok(()) => {}
             Err(StepError::Poisoned(why)) => return self.quarantine(group, why),
@@ -321,6 +327,26 @@ impl Worker {
             }
         }
     }
+}
+
+/// A leader that has found nothing here would send everything, although a split has brought the state
+/// since with which the leader's own log begins: so it hears of that, ahead of the answer to its heartbeat,
+/// until it goes on from there.
+fn first_state(replica: &Replica, heartbeat: &Message) -> Option<Message> {
+    let only = replica.is_initialised() && replica.node.last_index() == BOOTSTRAP.index;
+    // What it says must be durable, and so must the term.
+    let durable = replica.writes_in_flight == 0 && !replica.node.has_ready();
+    let follows = heartbeat.term == replica.node.term() && !replica.leads();
+    let idle = matches!(replica.install, Install::None);
+    (only && durable && follows && idle).then(|| Message {
+        from: replica.id,
+        to: heartbeat.from,
+        term: heartbeat.term,
+        payload: Payload::AppendResponse {
+            index: BOOTSTRAP.index,
+            reject: None,
+        },
+    })
 }
 
 /// Requests for votes that wait for groups to be born, over all groups of a worker.

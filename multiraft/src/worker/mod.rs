@@ -9,6 +9,7 @@
 
 mod admin;
 mod collect;
+mod followers;
 mod lifecycle;
 mod members;
 mod merges;
@@ -23,7 +24,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use polyraft_core::{ReplicaId, planted};
+use polyraft_core::{ReplicaId, SnapshotOutcome, planted};
 
 use crate::config::HostConfig;
 use crate::effects::Effects;
@@ -270,6 +271,9 @@ impl Worker {
                 outcome,
             } => {
                 self.with(group, Some(replica), |replica| {
+                    if outcome == SnapshotOutcome::Sent {
+                        followers::snapshot_arrived(replica, to);
+                    }
                     replica.node.report_snapshot(to, outcome);
                     Ok(())
                 });

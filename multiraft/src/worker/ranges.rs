@@ -15,7 +15,7 @@ use polyraft_core::{
 
 use super::collect::apply;
 use super::merges::{Neighbour, stop_neighbour};
-use super::{BOOTSTRAP, Shared, Worker};
+use super::{BOOTSTRAP, Shared, Worker, followers};
 use crate::config::HostConfig;
 use crate::effects::{ApplyTask, Effects, RangeTask, WriteItem};
 use crate::env::{Lifecycle, LogSection, RangeChange, RecoveredGroup, SplitRight};
@@ -46,12 +46,12 @@ impl Worker {
             let why = format!("group {} is or was here: take another number", used.group);
             return respond.answer(Err(Reject::Refused(why)));
         }
-        let limit = self.config.command_bytes_max;
+        let config = Arc::clone(&self.config);
         let replica = match self.leading(group) {
             Ok(replica) => replica,
             Err(reject) => return respond.answer(Err(reject)),
         };
-        match propose_range(replica, command, limit) {
+        match propose_range(replica, command, &config) {
             Ok(id) => {
                 replica.ranges.proposed = id;
                 replica.ranges.asked.push(Ask { id, respond });
@@ -439,7 +439,7 @@ fn is_frozen(replica: &Replica) -> bool {
 fn propose_range(
     replica: &mut Replica,
     command: &RangeCommand,
-    limit: u64,
+    config: &HostConfig,
 ) -> Result<EntryId, Reject> {
     if holds_back(replica) {
         return Err(Reject::Busy("another change of the range is under way"));
@@ -450,8 +450,13 @@ fn propose_range(
     }
     let state = applied_state(replica);
     state.after(command, state.last).map_err(refused)?;
+    // It would need one of each part, and of the new ones only when it has the old one's.
+    let splits = matches!(command, RangeCommand::Split { .. });
+    if splits && followers::awaited(replica, config).snapshot {
+        return Err(Reject::Busy("a follower waits for a snapshot"));
+    }
     let data = command.encode();
-    let size = data.len() as u64;
+    let (size, limit) = (data.len() as u64, config.command_bytes_max);
     if size > limit {
         return Err(Reject::TooLarge { size, limit });
     }

@@ -7,8 +7,9 @@
 
 use polyraft_core::{Index, Message, Payload, ReplicaId, Term, planted};
 
-use super::Worker;
 use super::admin::is_settled;
+use super::{Worker, followers};
+use crate::config::HostConfig;
 use crate::effects::{Effects, LaneKey, WriteItem};
 use crate::env::{Body, GroupMessage, LogSection};
 use crate::error::Reject;
@@ -40,6 +41,7 @@ impl Worker {
             replica.touch(&mut self.touched);
         }
         give_up_orphans(replica, limit);
+        followers::tick(replica);
         end_failed_transfers(replica);
         speak_up(replica, limit * 2, effects);
         if sleep_after > 0 && may_sleep(replica) {
@@ -90,7 +92,6 @@ impl Worker {
         effects: &mut Effects,
     ) {
         for &(group, id, flushed) in indexes {
-            let keep = self.config.truncate_keep_entries;
             let Some(replica) = self.replicas.get_mut(&group) else {
                 continue;
             };
@@ -99,7 +100,7 @@ impl Worker {
                 continue;
             }
             replica.flushed = replica.flushed.max(flushed.min(replica.applied()));
-            let Some(to) = truncation_point(replica, keep) else {
+            let Some(to) = truncation_point(replica, &self.config) else {
                 continue;
             };
             let Some(truncate) = replica.node.storage_mut().truncate(to) else {
@@ -126,8 +127,9 @@ impl Worker {
 }
 
 /// A leader knows what its followers have; a sleeping group has everything everywhere; any other
-/// replica keeps a tail, in case it is to lead.
-fn truncation_point(replica: &Replica, keep: u64) -> Option<Index> {
+/// replica keeps a tail, in case it is to lead. What a follower is going to need behind a snapshot is kept.
+fn truncation_point(replica: &mut Replica, config: &HostConfig) -> Option<Index> {
+    let keep = config.truncate_keep_entries;
     let tail = Index(replica.node.last_index().0.saturating_sub(keep));
     let needed = if replica.asleep {
         replica.node.last_index()
@@ -143,7 +145,13 @@ fn truncation_point(replica: &Replica, keep: u64) -> Option<Index> {
     } else {
         needed.min(replica.flushed)
     };
-    (to > replica.node.storage().truncated().index).then_some(to)
+    let truncated = replica.node.storage().truncated().index;
+    if to <= truncated {
+        return None;
+    }
+    let behind = followers::awaited(replica, config).behind;
+    let to = behind.map_or(to, |behind| to.min(behind));
+    (to > truncated).then_some(to)
 }
 
 fn may_sleep(replica: &Replica) -> bool {

@@ -112,6 +112,7 @@ impl Chaos {
             doubled: rng.below(10),
             broken: rng.below(10),
             doubted: rng.below(30),
+            halted: false,
         });
         Self {
             seed,

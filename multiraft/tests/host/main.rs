@@ -17,5 +17,6 @@ mod merges;
 mod network;
 mod node;
 mod reads;
+mod snapshots;
 mod splits;
 mod unreachable;

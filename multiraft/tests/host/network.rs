@@ -29,6 +29,8 @@ pub(crate) struct Weather {
     pub(crate) broken: u64,
     /// Of 100 snapshots that arrive, those of which the sender believes that they did not.
     pub(crate) doubted: u64,
+    /// Snapshots get nowhere, and nobody hears of it.
+    pub(crate) halted: bool,
 }
 
 /// See the module. Clones are the same network.
@@ -52,6 +54,8 @@ struct Inner {
     disks: BTreeMap<StoreId, LogDisk>,
     leaders: BTreeMap<(GroupId, Term), ReplicaId>,
     messages: u64,
+    /// Snapshots that were to be sent.
+    snapshots: u64,
     /// What hosts say is checked.
     watches: bool,
 }
@@ -93,6 +97,7 @@ impl Network {
             disks: BTreeMap::new(),
             leaders: BTreeMap::new(),
             messages: 0,
+            snapshots: 0,
             watches: true,
         };
         Self {
@@ -126,6 +131,11 @@ impl Network {
     /// Messages that hosts have sent, whatever became of them.
     pub(crate) fn messages(&self) -> u64 {
         self.lock().messages
+    }
+
+    /// Snapshots that hosts were about to send, whatever became of them.
+    pub(crate) fn snapshots_begun(&self) -> u64 {
+        self.lock().snapshots
     }
 
     /// Cuts or mends the connection of two stores; what is on its way is lost.
@@ -195,8 +205,8 @@ impl Network {
         for stream in streams {
             let (waits, breaks) = {
                 let mut inner = self.lock();
-                let broken = inner.weather.broken;
-                (inner.rng.percent(30), inner.rng.percent(broken))
+                let Weather { broken, halted, .. } = inner.weather;
+                (inner.rng.percent(30) || halted, inner.rng.percent(broken))
             };
             if breaks {
                 continue;
@@ -339,6 +349,7 @@ impl Transport for Port {
     ) {
         let mut inner = self.network.lock();
         inner.messages += 1;
+        inner.snapshots += 1;
         if inner.cut.contains(&(self.store, to)) {
             drop(inner);
             return done.answer(SnapshotOutcome::Failed);

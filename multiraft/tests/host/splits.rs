@@ -1,11 +1,12 @@
 //! Groups split: whatever comes first, is late, goes down or is asked for meanwhile.
 
-use polyraft_core::{ConfChangeKind, ReplicaId, Transition};
+use polyraft_core::{ConfChangeKind, ProgressState, ReplicaId, Transition};
 use polyraft_multiraft::env::conformance::SeamFault;
 use polyraft_multiraft::{BOOTSTRAP, GroupId, HostConfig, Reject, StoreId};
 
 use crate::cluster::{Cluster, Promise};
 use crate::history::Answer;
+use crate::network::Weather;
 
 const LEFT: GroupId = GroupId(1);
 const RIGHT: GroupId = GroupId(101);
@@ -522,5 +523,101 @@ fn a_sleeping_group_splits() {
         asleep(cluster, LEFT) && asleep(cluster, RIGHT)
     });
     assert_eq!(cluster.leader(RIGHT), Some(StoreId(leader)));
+    cluster.settle_and_check();
+}
+
+/// The right one's leader finds nothing on the store that is late and would send it everything. It is
+/// not let in before, and afterwards it hears that the split has brought the first state.
+#[test]
+fn who_splits_late_needs_no_snapshot_of_the_right_one() {
+    for seed in 0..8 {
+        let mut cluster = three(seed, |config| config.workers = 1 + (seed % 2) as usize);
+        let (_, late) = roles(&cluster, LEFT);
+        cluster.node(late).data.set_fault(Some(SeamFault::Full));
+        cluster.split(LEFT, &[(100, 101)]).expect("it is possible");
+        cluster.elect();
+        for _ in 0..5 {
+            cluster.written(RIGHT);
+        }
+        cluster.until("it has heard of the right one", 50, |cluster| {
+            is_here(cluster, late, RIGHT)
+        });
+        let leader = cluster.leader(RIGHT).expect("it has a leader").0;
+        cluster.until("the leader would send it a snapshot", 100, |cluster| {
+            let sending = cluster.network.snapshots_begun();
+            sending > 0
+        });
+        if seed % 4 == 0 {
+            cluster.crash(StoreId(late), seed % 8 == 0);
+            cluster.node(late).data.set_fault(None);
+            cluster.start(StoreId(late));
+        }
+        cluster.node(late).data.set_fault(None);
+        cluster.until("it has split, too", 100, |cluster| {
+            cluster.nodes[&StoreId(late)].data.data(RIGHT).is_some()
+        });
+        cluster.settle_and_check();
+        let status = cluster.describe(leader, RIGHT).expect("it leads");
+        let mut progress = status.raft.progress.iter();
+        assert!(progress.all(|it| it.state == ProgressState::Replicate));
+        let installed = cluster.handle(late).stats().snapshots_installed;
+        assert_eq!(installed, 0, "seed {seed}");
+    }
+}
+
+/// A follower that is being sent a snapshot would need one of each part, and of the new ones only when it has
+/// the old one's: so a split is put off, but not for ever.
+#[test]
+fn a_split_waits_for_a_follower_that_needs_a_snapshot() {
+    let mut cluster = Cluster::new(12, 4, |_| {});
+    cluster.create_ranged(1, &[1, 2, 3]);
+    cluster.elect();
+    for _ in 0..10 {
+        cluster.written(LEFT);
+    }
+    cluster.network.set_weather(Weather {
+        halted: true,
+        ..Weather::default()
+    });
+    let added = cluster.change(LEFT, &[(ConfChangeKind::AddLearner, 4)], Transition::Auto);
+    added.expect("it is led");
+    let leader = cluster.leader(LEFT).expect("it has a leader").0;
+    cluster.until("the snapshot is on its way", 50, |cluster| {
+        cluster.network.snapshots_begun() > 0
+    });
+    let busy = |result: &Result<_, Reject>| matches!(result, Err(Reject::Busy(_)));
+    let refused = cluster.split(LEFT, &[(100, 101)]);
+    assert!(busy(&refused), "{refused:?}");
+    cluster.network.set_weather(Weather::default());
+    cluster.settle();
+    cluster
+        .split(LEFT, &[(100, 101)])
+        .expect("it waits no more");
+    cluster.settle_and_check();
+    assert_eq!(cluster.handle(4).stats().snapshots_installed, 1);
+
+    // One that never gets there does not stand in the way for ever.
+    cluster.network.set_weather(Weather {
+        halted: true,
+        ..Weather::default()
+    });
+    let demoted = [(ConfChangeKind::Remove, 4)];
+    let removed = cluster.change(LEFT, &demoted, Transition::Auto);
+    removed.expect("it is led");
+    cluster.until("it has collected itself", 100, |cluster| {
+        !is_here(cluster, 4, LEFT)
+    });
+    let begun = cluster.network.snapshots_begun();
+    let added = cluster.change(LEFT, &[(ConfChangeKind::AddLearner, 4)], Transition::Auto);
+    added.expect("it is led");
+    cluster.until("the snapshot is on its way", 50, |cluster| {
+        cluster.network.snapshots_begun() > begun
+    });
+    let refused = cluster.split(LEFT, &[(50, 102)]);
+    assert!(busy(&refused), "{refused:?}");
+    let election_ticks = HostConfig::new(StoreId(leader)).election_ticks;
+    cluster.ticks(60 * u64::from(election_ticks));
+    cluster.split(LEFT, &[(50, 102)]).expect("that was enough");
+    cluster.network.set_weather(Weather::default());
     cluster.settle_and_check();
 }
