@@ -575,6 +575,9 @@ impl Inbound for HostHandle {
         if header.state.descriptor.store_of(header.message.to) != Some(self.inner.config.store) {
             return not_wanted("it does not know this replica as a member");
         }
+        if header.message.to < self.inner.shared.registry.lowest(group) {
+            return not_wanted("it is for a replica that was destroyed here");
+        }
         if let Some(present) = self.summary(group) {
             if present.replica > header.message.to {
                 return not_wanted("it is for a replica that was removed");

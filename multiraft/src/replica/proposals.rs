@@ -187,6 +187,28 @@ mod tests {
         assert_eq!((budget.used(), proposals.is_empty()), (1, false));
     }
 
+    /// A snapshot took the place of some of what waits: nobody here saw what became of it.
+    #[test]
+    fn what_a_snapshot_skips_is_in_doubt() {
+        let budget = Budget::new(100);
+        let (answers, answered) = mpsc::channel();
+        let mut proposals = Proposals::default();
+        for index in 3..=6 {
+            let answers = answers.clone();
+            let answer = move |result| answers.send((index, result)).expect("the test listens");
+            proposals.push(Pending {
+                id: EntryId::new(2, index),
+                respond: Responder::new(|| Err(Reject::Stopped), answer),
+                permit: budget.try_acquire(1).expect("there is room"),
+            });
+        }
+        proposals.skipped_to(Index(4));
+        let told: Vec<_> = answered.try_iter().collect();
+        let doubt = Err(Reject::Ambiguous);
+        assert_eq!(told, [(3, doubt.clone()), (4, doubt)]);
+        assert_eq!((budget.used(), proposals.is_empty()), (2, false));
+    }
+
     /// Five members: A's entry 5 of term 2 is on B and D too when C overwrites it on A only; A leads
     /// again and proposes at 5. B may yet win and commit the old entry: nobody may say it had no effect.
     #[test]

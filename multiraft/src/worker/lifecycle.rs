@@ -15,7 +15,7 @@ use super::{Counters, Shared, Worker};
 use crate::effects::{ApplyTask, DestroyData, Effects, WriteItem};
 use crate::env::{Lifecycle, LogSection, RecoveredGroup};
 use crate::error::{HostError, Reject};
-use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange, Member};
+use crate::group::{AppliedState, GroupDescriptor, GroupId, KeyRange, Member, StoreId};
 use crate::input::{Applied, Input};
 use crate::ranges::registry::Taken;
 use crate::replica::{Install, PendingChange, Replica, ReplicaLog};
@@ -58,7 +58,12 @@ impl Worker {
         let registry = &self.shared.registry;
         let entered = registry.enter(group, recovered.replica, range, initialised);
         entered.map_err(|taken| inconsistent(taken.to_string()))?;
+        let earlier = earlier_owner(&descriptor, self.config.store, recovered.replica);
         self.insert(Replica::new(recovered.replica, node, descriptor));
+        if let Some(earlier) = earlier {
+            let why = format!("its data is that of an earlier replica, {earlier}");
+            self.quarantine(group, &why);
+        }
         Ok(())
     }
 
@@ -592,6 +597,17 @@ impl Worker {
         });
         Ok(())
     }
+}
+
+/// The replica that data belongs to, if that is one from before `replica`, whose end takes all data with it.
+/// Data may well speak of a later one: of who was added again behind a removal that is still to be seen to.
+fn earlier_owner(
+    descriptor: &GroupDescriptor,
+    store: StoreId,
+    replica: ReplicaId,
+) -> Option<ReplicaId> {
+    let owner = descriptor.replica_on(store)?;
+    (owner < replica && descriptor.store_of(replica).is_none()).then_some(owner)
 }
 
 /// The descriptor of a replica that knows nothing but its group.

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use polyraft_core::{ConfChangeKind, Message, Payload, ReplicaId, Transition};
-use polyraft_multiraft::env::{Body, GroupMessage, Inbound};
+use polyraft_multiraft::env::{
+    Body, GroupMessage, Inbound, Lifecycle, LogBatch, LogEngine, LogSection,
+};
 use polyraft_multiraft::parts::Input;
 use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange, MemberChange, Reject, StoreId};
 
@@ -370,4 +372,42 @@ fn members_name_a_store_once() {
     let created = cluster.answer(|respond| handle.create_group(descriptor, respond));
     assert!(matches!(created, Err(Reject::Refused(_))), "{created:?}");
     cluster.settle_and_check();
+}
+
+/// The end of a replica takes its data with it before a later one begins. Who finds it otherwise must not take
+/// the data for its own: it would be a voter with somebody else's past.
+#[test]
+fn data_of_an_earlier_replica_is_not_taken_up() {
+    let (mut cluster, leader, [bad, _]) = three(10, 3);
+    cluster.crash(bad, false);
+    let later = ReplicaId(7);
+    let section = |lifecycle| LogSection {
+        group: ONE,
+        lifecycle: Some(lifecycle),
+        ..LogSection::default()
+    };
+    let batch = LogBatch {
+        sync: true,
+        sections: vec![
+            section(Lifecycle::Destroy {
+                next_replica: later,
+            }),
+            section(Lifecycle::Create { replica: later }),
+        ],
+    };
+    let written = cluster.nodes[&bad].log.write(&batch);
+    written.expect("there is room");
+    cluster.start(bad);
+    let status = cluster.describe(bad.0, ONE).expect("it says how it is");
+    let why = status.quarantined.expect("it is out of service");
+    assert!(why.contains("an earlier replica"), "{why}");
+    let handle = cluster.handle(bad.0);
+    let read = cluster.answer(|respond| handle.read(ONE, respond));
+    assert!(matches!(read, Err(Reject::Refused(_))), "{read:?}");
+    let id = cluster.write(ONE).expect("the others go on");
+    let history = cluster.history.clone();
+    cluster.until("an answer", 200, |_| history.answer(id).is_some());
+    let answer = history.answer(id);
+    assert_eq!(answer, Some(crate::history::Answer::Written));
+    assert_eq!(cluster.leader(ONE), Some(leader));
 }

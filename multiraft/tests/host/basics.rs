@@ -184,6 +184,53 @@ fn a_learner_hears_of_the_last_commit_while_its_group_sleeps() {
     cluster.settle_and_check();
 }
 
+/// Nobody but itself could wake it.
+#[test]
+fn a_lone_voter_sleeps_and_comes_back() {
+    let mut cluster = Cluster::new(8, 1, |config| config.sleep_after_ticks = 5);
+    cluster.create(1, &[1]);
+    for power in [false, true] {
+        cluster.settle_and_check();
+        cluster.until("it sleeps", 100, |cluster| {
+            cluster.handle(1).stats().asleep == 1
+        });
+        cluster.crash(StoreId(1), power);
+        cluster.start(StoreId(1));
+    }
+    cluster.settle_and_check();
+}
+
+/// A leader that sleeps is told to go; then a sleeping group gets another leader.
+#[test]
+fn leaders_change_in_their_sleep() {
+    let mut cluster = Cluster::new(9, 3, |config| config.sleep_after_ticks = 5);
+    let one = GroupId(1);
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let asleep = |cluster: &Cluster| {
+        let stats = (1..=3).map(|store| cluster.handle(store).stats().asleep);
+        stats.sum::<u64>() == 3
+    };
+    cluster.until("all sleep", 200, asleep);
+    let old = cluster.leader(one).expect("it has a leader");
+    let demoted = [(ConfChangeKind::AddLearner, old.0)];
+    let demoted = cluster.change(one, &demoted, Transition::Auto);
+    assert_eq!(demoted.expect("it is led").members.len(), 3);
+    cluster.until("another one leads", 100, |cluster| {
+        cluster.leader(one).is_some_and(|leader| leader != old)
+    });
+    cluster.settle_and_check();
+    cluster.until("all sleep", 200, asleep);
+    let leader = cluster.leader(one).expect("it has a leader");
+    let other = (1..=3).map(StoreId).find(|it| ![old, leader].contains(it));
+    let other = other.expect("there are three");
+    let handle = cluster.handle(leader.0);
+    let moved = cluster.answer(|respond| handle.transfer_leader(one, other, respond));
+    assert_eq!(moved, Ok(()));
+    cluster.until("it leads", 10, |cluster| cluster.leader(one) == Some(other));
+    cluster.settle_and_check();
+}
+
 #[test]
 fn groups_come_and_go_at_run_time() {
     let mut cluster = Cluster::new(5, 3, |_| {});

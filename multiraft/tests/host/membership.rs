@@ -1,8 +1,10 @@
 //! Members come and go.
 
-use polyraft_core::{ConfChangeKind, Index, Message, Payload, ReplicaId, Transition};
+use polyraft_core::{
+    ConfChangeKind, EntryId, Index, Message, Payload, ReplicaId, Term, Transition,
+};
 use polyraft_multiraft::env::{Body, GroupMessage, Inbound};
-use polyraft_multiraft::{GroupId, HostHandle, MemberChange, StoreId};
+use polyraft_multiraft::{GroupId, HostHandle, MemberChange, Reject, StoreId};
 
 use crate::cluster::{Cluster, Promise};
 use crate::network::Weather;
@@ -284,5 +286,220 @@ fn a_snapshot_that_arrived_without_the_leader_knowing_is_no_end() {
     let (one, two) = (cluster.handle(1), cluster.handle(2));
     let known = |handle: &HostHandle| handle.summary(ONE).map(|s| s.basic.hard_state.commit);
     assert_eq!(known(&one), known(&two), "it has everything");
+    cluster.settle_and_check();
+}
+
+/// Who leads cannot take the second step of its own removal.
+#[test]
+fn a_leader_that_is_to_go_hands_over_first() {
+    let mut cluster = Cluster::new(5, 3, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let old = cluster.leader(ONE).expect("it has a leader");
+    let remove = [(ConfChangeKind::Remove, old.0)];
+    let named = match cluster.change(ONE, &remove, Transition::Auto) {
+        Err(Reject::NotLeader { leader: Some(next) }) => next.store,
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(named, old);
+    // Much less than an election timeout.
+    cluster.until("its successor leads", 6, |cluster| {
+        cluster.leader(ONE) == Some(named)
+    });
+    let members = cluster
+        .describe(named.0, ONE)
+        .expect("it leads")
+        .descriptor
+        .members;
+    assert_eq!(members.len(), 3, "nothing else has happened yet");
+    let removed = cluster.change(ONE, &remove, Transition::Auto);
+    assert_eq!(removed.expect("it is possible").members.len(), 2);
+    cluster.until("the old one has collected itself", 100, |cluster| {
+        cluster.handle(old.0).summary(ONE).is_none()
+    });
+    cluster.settle_and_check();
+}
+
+/// Two look at the same descriptor and want different things: the second has to look again.
+#[test]
+fn a_change_decided_on_an_older_descriptor_is_refused() {
+    let mut cluster = Cluster::new(6, 5, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let leader = cluster.leader(ONE).expect("it has a leader").0;
+    let handle = cluster.handle(leader);
+    let seen = handle.descriptor(ONE).expect("it is here").epoch.membership;
+    let add = |store| {
+        vec![MemberChange {
+            kind: ConfChangeKind::AddLearner,
+            store: StoreId(store),
+        }]
+    };
+    let first = cluster.answer(|respond| {
+        handle.change_members_if(ONE, seen, add(4), Transition::Auto, respond);
+    });
+    assert_eq!(
+        first.expect("nothing has changed").epoch.membership,
+        seen + 1
+    );
+    let second = cluster.answer(|respond| {
+        handle.change_members_if(ONE, seen, add(5), Transition::Auto, respond);
+    });
+    assert!(matches!(second, Err(Reject::Refused(_))), "{second:?}");
+    let again = cluster.answer(|respond| {
+        handle.change_members_if(ONE, seen + 1, add(5), Transition::Auto, respond);
+    });
+    assert_eq!(again.expect("it has looked again").members.len(), 5);
+    cluster.settle_and_check();
+}
+
+/// What was meant for a replica that is gone changes nothing for the one in its place; what is meant for a
+/// later one ends it.
+#[test]
+fn replicas_of_one_store_are_told_apart() {
+    let mut cluster = Cluster::new(7, 3, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let leader = cluster.leader(ONE).expect("it has a leader").0;
+    let moving = 1 + leader % 3;
+    for kind in [ConfChangeKind::Remove, ConfChangeKind::AddVoter] {
+        let changed = cluster.change(ONE, &[(kind, moving)], Transition::Auto);
+        changed.expect("it is possible");
+    }
+    cluster.settle_and_check();
+    let status = cluster.describe(leader, ONE).expect("it leads");
+    let (from, term) = (status.raft.basic.id, status.raft.basic.hard_state.term);
+    let vote = |to: u64| GroupMessage {
+        group: ONE,
+        body: Body::Raft(Message {
+            from,
+            to: ReplicaId(to),
+            term: Term(term.0 + 7),
+            payload: Payload::Vote {
+                pre: false,
+                last: EntryId::new(term.0 + 7, 1 << 20),
+                transfer: true,
+            },
+        }),
+    };
+    let state = |cluster: &Cluster| {
+        let summary = cluster.handle(moving).summary(ONE);
+        summary.map(|it| (it.replica, it.basic.hard_state.term))
+    };
+    assert_eq!(state(&cluster), Some((ReplicaId(4), term)));
+    let early = vec![vote(moving), vote(3), vote(0)];
+    cluster.handle(moving).deliver(StoreId(leader), early);
+    cluster.ticks(5);
+    assert_eq!(state(&cluster), Some((ReplicaId(4), term)));
+
+    // Nobody has made such a one, but the store cannot know that.
+    cluster.network.set_deaf(StoreId(moving), ONE, true);
+    cluster
+        .handle(moving)
+        .deliver(StoreId(leader), vec![vote(9)]);
+    cluster.until("the older one is gone", 50, |cluster| {
+        let data = cluster.nodes[&StoreId(moving)].data.data(ONE);
+        data.is_none() && state(cluster).is_none()
+    });
+    cluster
+        .handle(moving)
+        .deliver(StoreId(leader), vec![vote(9)]);
+    cluster.until("the later one is here", 50, |cluster| {
+        state(cluster).is_some_and(|(id, _)| id == ReplicaId(9))
+    });
+    for power in [false, true] {
+        cluster.crash(StoreId(moving), power);
+        cluster.start(StoreId(moving));
+        assert_eq!(state(&cluster).map(|(id, _)| id), Some(ReplicaId(9)));
+    }
+}
+
+/// It campaigns without end and would depose every leader, if anybody listened.
+#[test]
+fn who_was_removed_is_told_and_not_heard() {
+    let mut cluster = Cluster::new(8, 3, |_| {});
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    let leader = cluster.leader(ONE).expect("it has a leader").0;
+    let gone = 1 + leader % 3;
+    let removed = cluster.change(ONE, &[(ConfChangeKind::Remove, gone)], Transition::Auto);
+    removed.expect("it is possible");
+    cluster.settle_and_check();
+    let status = cluster.describe(leader, ONE).expect("it leads");
+    let term = status.raft.basic.hard_state.term;
+    let vote = Message {
+        from: ReplicaId(gone),
+        to: status.raft.basic.id,
+        term: Term(term.0 + 1),
+        payload: Payload::Vote {
+            pre: false,
+            last: EntryId::new(term.0, 1 << 20),
+            transfer: true,
+        },
+    };
+    let vote = GroupMessage {
+        group: ONE,
+        body: Body::Raft(vote),
+    };
+    drop(cluster.network.take_frames());
+    cluster.handle(leader).deliver(StoreId(gone), vec![vote]);
+    let mut told = false;
+    for _ in 0..20 {
+        cluster.node(leader).pass();
+        for (to, messages) in cluster.network.take_frames() {
+            let is_tombstone = |message: &GroupMessage| match message.body {
+                Body::Tombstone { replica, .. } => replica == ReplicaId(gone),
+                _ => false,
+            };
+            told |= to == StoreId(gone) && messages.iter().any(is_tombstone);
+        }
+    }
+    assert!(told, "it hears that it is gone");
+    let after = cluster.describe(leader, ONE).expect("it leads");
+    assert_eq!(after.raft.basic.hard_state.term, term);
+    cluster.settle_and_check();
+}
+
+/// It was added, and removed before anybody had reached it; then a late message makes a replica of it after all.
+/// That knows nothing but who has spoken to it, and asks there when it has heard nothing for long.
+#[test]
+fn who_was_removed_before_it_was_reached_asks_and_goes() {
+    let mut cluster = Cluster::new(9, 4, |config| config.sleep_after_ticks = 5);
+    cluster.create(1, &[1, 2, 3]);
+    cluster.settle_and_check();
+    for other in 1..=3 {
+        cluster.set_cut(StoreId(4), StoreId(other), true);
+    }
+    for kind in [ConfChangeKind::AddLearner, ConfChangeKind::Remove] {
+        let changed = cluster.change(ONE, &[(kind, 4)], Transition::Auto);
+        changed.expect("it is possible");
+    }
+    for other in 1..=3 {
+        cluster.set_cut(StoreId(4), StoreId(other), false);
+    }
+    cluster.ticks(40);
+    assert_eq!(cluster.handle(4).summary(ONE), None, "nobody speaks to it");
+    let leader = cluster.leader(ONE).expect("it has a leader").0;
+    let status = cluster.describe(leader, ONE).expect("it leads");
+    let late = Message {
+        from: status.raft.basic.id,
+        to: ReplicaId(4),
+        term: status.raft.basic.hard_state.term,
+        payload: Payload::Heartbeat {
+            commit: Index(0),
+            read: 0,
+        },
+    };
+    let late = GroupMessage {
+        group: ONE,
+        body: Body::Raft(late),
+    };
+    cluster.handle(4).deliver(StoreId(leader), vec![late]);
+    cluster.until("it is there", 10, |cluster| {
+        cluster.handle(4).summary(ONE).is_some()
+    });
+    cluster.until("it has collected itself", 200, |cluster| {
+        cluster.handle(4).summary(ONE).is_none()
+    });
     cluster.settle_and_check();
 }

@@ -137,6 +137,19 @@ impl Node {
         running.parts.complete(0, input);
     }
 
+    /// The workers take what waits for them; nothing else happens.
+    pub(crate) fn pass(&mut self) {
+        let running = self.running.as_mut().expect("it runs");
+        let workers = running.parts.inboxes.iter().zip(&mut running.parts.workers);
+        let mut all = Vec::new();
+        for (inbox, worker) in workers {
+            let mut inputs = Vec::new();
+            inbox.take(&mut inputs, usize::MAX);
+            all.push(worker.pass(inputs));
+        }
+        all.into_iter().for_each(|effects| running.perform(effects));
+    }
+
     /// Each part does something in `percent` of the steps.
     pub(crate) fn step(&mut self, rng: &mut Rng, percent: u64) {
         let Some(running) = &mut self.running else {
