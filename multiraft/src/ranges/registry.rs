@@ -318,15 +318,11 @@ impl Registry {
     /// `right` begins, and the one that is `expected` to, although it has no such range yet.
     pub(crate) fn left_of(&self, right: GroupId, expected: Option<GroupId>) -> LeftOf {
         let inner = self.inner.lock();
-        let is_here = |group: &GroupId| {
-            let present = inner.present.get(group);
-            present.is_some_and(|it| it.standing != Standing::Ending)
-        };
         let range = inner.claims.of(right);
         let touches = range.and_then(|range| inner.claims.ends_at(range));
         LeftOf {
-            touches: touches.filter(is_here),
-            expected: expected.filter(is_here),
+            touches: touches.filter(|group| inner.is_here(*group)),
+            expected: expected.filter(|group| inner.is_here(*group)),
         }
     }
 
@@ -353,6 +349,13 @@ impl Inner {
             // Nobody else can own any of it.
             let _disjoint = self.claims.claim(owner, Some(&range));
         }
+    }
+
+    fn is_here(&self, group: GroupId) -> bool {
+        let present = self.present.get(&group);
+        let stays = present.is_some_and(|it| it.standing != Standing::Ending);
+        // Between the end of a split and the birth of its groups their ranges are claimed already.
+        stays || self.births.contains_key(&group)
     }
 
     fn lowest(&self, group: GroupId) -> ReplicaId {
@@ -447,6 +450,39 @@ mod tests {
             Err(Taken::Range(RIGHT))
         );
         assert_eq!(registry.end(RIGHT, ID), Some(ReplicaId(6)));
+    }
+
+    /// Whoever asks whether a group may go that its left neighbour might still take over must see
+    /// that neighbour also while it is being born.
+    #[test]
+    fn a_left_neighbour_that_is_being_born_is_here() {
+        let (registry, last) = (with_left(), GroupId(3));
+        let entered = registry.enter(last, ID, Some(&range("z", "")), true);
+        assert_eq!(entered, Ok(()));
+        let touches = |registry: &Registry| registry.left_of(last, None).touches;
+        assert_eq!(touches(&registry), Some(LEFT));
+        assert_eq!(registry.conceive(&[(RIGHT, Some(ID))]), Ok(vec![true]));
+        assert_eq!(touches(&registry), Some(LEFT));
+        let (left, right) = (range("a", "m"), range("m", "z"));
+        let divided = registry.divide((LEFT, Some(&left)), [(RIGHT, Some(&right))]);
+        assert_eq!(divided, Ok(()));
+        let both = LeftOf {
+            touches: Some(RIGHT),
+            expected: Some(RIGHT),
+        };
+        assert_eq!(
+            registry.left_of(last, Some(RIGHT)),
+            both,
+            "its birth is certain"
+        );
+        registry.born(RIGHT);
+        assert_eq!(registry.left_of(last, Some(RIGHT)), both);
+        assert_eq!(registry.end(RIGHT, ID), Some(ReplicaId(6)));
+        let nobody = LeftOf {
+            touches: None,
+            expected: None,
+        };
+        assert_eq!(registry.left_of(last, Some(RIGHT)), nobody);
     }
 
     #[test]
