@@ -238,12 +238,17 @@ fn speak_up(replica: &mut Replica, after: u32, effects: &mut Effects) {
     replica.silent_ticks = 0;
     let (id, group, term) = (replica.id, replica.group, replica.node.term());
     let voters = replica.node.status().conf_state.voters;
-    if voters.contains(&id) || term == Term(0) {
+    if voters.contains(&id) {
         return;
     }
-    let payload = Payload::AppendResponse {
-        index: replica.node.committed(),
-        reject: None,
+    // One that a trial vote made is in no term yet, and has nothing: it says no more than that it is here.
+    let (term, payload) = match term {
+        Term(0) => (Term(1), Payload::HeartbeatResponse { read: 0 }),
+        term => {
+            let index = replica.node.committed();
+            let reject = None;
+            (term, Payload::AppendResponse { index, reject })
+        }
     };
     for member in replica.routes.iter().filter(|member| member.replica != id) {
         let message = Message {

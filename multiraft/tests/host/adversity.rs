@@ -374,8 +374,8 @@ fn members_name_a_store_once() {
     cluster.settle_and_check();
 }
 
-/// The end of a replica takes its data with it before a later one begins. Who finds it otherwise must not take
-/// the data for its own: it would be a voter with somebody else's past.
+/// The end of a replica takes its data with it before a later one begins. Who finds it otherwise must
+/// not take the data for its own: it would be a voter with somebody else's past.
 #[test]
 fn data_of_an_earlier_replica_is_not_taken_up() {
     let (mut cluster, leader, [bad, _]) = three(10, 3);

@@ -460,46 +460,61 @@ fn who_was_removed_is_told_and_not_heard() {
     cluster.settle_and_check();
 }
 
-/// It was added, and removed before anybody had reached it; then a late message makes a replica of it after all.
-/// That knows nothing but who has spoken to it, and asks there when it has heard nothing for long.
+/// It was added, and removed before anybody had reached it; then a late message makes a replica of it
+/// after all. That knows nothing but who has spoken to it, and asks there when it has heard nothing
+/// for long.
 #[test]
 fn who_was_removed_before_it_was_reached_asks_and_goes() {
-    let mut cluster = Cluster::new(9, 4, |config| config.sleep_after_ticks = 5);
-    cluster.create(1, &[1, 2, 3]);
-    cluster.settle_and_check();
-    for other in 1..=3 {
-        cluster.set_cut(StoreId(4), StoreId(other), true);
+    // The second is a trial vote, which makes a replica in no term.
+    for trial in [false, true] {
+        let mut cluster = Cluster::new(9, 4, |config| config.sleep_after_ticks = 5);
+        cluster.create(1, &[1, 2, 3]);
+        cluster.settle_and_check();
+        for other in 1..=3 {
+            cluster.set_cut(StoreId(4), StoreId(other), true);
+        }
+        for kind in [ConfChangeKind::AddLearner, ConfChangeKind::Remove] {
+            let changed = cluster.change(ONE, &[(kind, 4)], Transition::Auto);
+            changed.expect("it is possible");
+        }
+        cluster.ticks(40);
+        let leader = cluster.leader(ONE).expect("it has a leader").0;
+        let status = cluster.describe(leader, ONE).expect("it leads");
+        let payload = match trial {
+            false => Payload::Heartbeat {
+                commit: Index(0),
+                read: 0,
+            },
+            true => Payload::Vote {
+                pre: true,
+                last: status.last,
+                transfer: false,
+            },
+        };
+        let late = Message {
+            from: status.raft.basic.id,
+            to: ReplicaId(4),
+            term: status.raft.basic.hard_state.term,
+            payload,
+        };
+        let late = GroupMessage {
+            group: ONE,
+            body: Body::Raft(late),
+        };
+        cluster.handle(4).deliver(StoreId(leader), vec![late]);
+        cluster.until("it is there", 10, |cluster| {
+            cluster.handle(4).summary(ONE).is_some()
+        });
+        let summary = cluster.handle(4).summary(ONE).expect("it is there");
+        assert_eq!(summary.basic.hard_state.term == Term(0), trial);
+        // Its answer is lost.
+        cluster.ticks(2);
+        for other in 1..=3 {
+            cluster.set_cut(StoreId(4), StoreId(other), false);
+        }
+        cluster.until("it has collected itself", 200, |cluster| {
+            cluster.handle(4).summary(ONE).is_none()
+        });
+        cluster.settle_and_check();
     }
-    for kind in [ConfChangeKind::AddLearner, ConfChangeKind::Remove] {
-        let changed = cluster.change(ONE, &[(kind, 4)], Transition::Auto);
-        changed.expect("it is possible");
-    }
-    for other in 1..=3 {
-        cluster.set_cut(StoreId(4), StoreId(other), false);
-    }
-    cluster.ticks(40);
-    assert_eq!(cluster.handle(4).summary(ONE), None, "nobody speaks to it");
-    let leader = cluster.leader(ONE).expect("it has a leader").0;
-    let status = cluster.describe(leader, ONE).expect("it leads");
-    let late = Message {
-        from: status.raft.basic.id,
-        to: ReplicaId(4),
-        term: status.raft.basic.hard_state.term,
-        payload: Payload::Heartbeat {
-            commit: Index(0),
-            read: 0,
-        },
-    };
-    let late = GroupMessage {
-        group: ONE,
-        body: Body::Raft(late),
-    };
-    cluster.handle(4).deliver(StoreId(leader), vec![late]);
-    cluster.until("it is there", 10, |cluster| {
-        cluster.handle(4).summary(ONE).is_some()
-    });
-    cluster.until("it has collected itself", 200, |cluster| {
-        cluster.handle(4).summary(ONE).is_none()
-    });
-    cluster.settle_and_check();
 }

@@ -612,8 +612,8 @@ fn a_merge_waits_for_room() {
     }
 }
 
-/// One store has room for the logs only, while a neighbour is merged into the right one and that into the left
-/// one; then it does the same, one after the other.
+/// One store has room for the logs only, while a neighbour is merged into the right one and that into
+/// the left one; then it does the same, one after the other.
 #[test]
 fn who_has_two_merges_before_it_makes_them_in_turn() {
     for seed in 0..6u64 {
@@ -740,8 +740,8 @@ fn a_merge_amid_everything() {
     }
 }
 
-/// The left one's members change when the right one is frozen already: the two do not merge, and the right one
-/// serves again.
+/// The left one's members change when the right one is frozen already: the two do not merge, and the
+/// right one serves again.
 #[test]
 fn a_left_one_whose_members_change_is_not_merged_into() {
     let mut cluster = neighbours(9, |_| {});
