@@ -5,7 +5,7 @@
 //!
 //! | kind | where | finds | cannot find |
 //! |---|---|---|---|
-//! | repository checks | [`tidy`], [`deps`]; `tests/tidy.rs`, `tests/deps.rs` | a file, a link or a dependency that breaks the house rules | anything about behaviour |
+//! | repository checks | [`tidy`], [`deps`], [`citations`]; `tests/tidy.rs`, `tests/deps.rs`, `tests/rules.rs` | a file, a link or a dependency that breaks the house rules; a page that names what is gone | anything about behaviour |
 //! | whole processes | `tests/process.rs` | lost acknowledged writes, stuck groups, unclear errors, with real stores, sockets and `kill -9` | a lost page cache: `kill -9` keeps what the kernel has taken |
 //! | simulated worlds | `src/bin/sim.rs`, `corpus.txt`; the worlds are the test kit's | what whole hosts do wrong under faults, with the seed | anything beyond its models: RocksDB, the wire, threads, the server |
 //! | histories | `src/bin/lincheck.rs` | any order of results that no single copy of the data could have given | faults that no client saw |
@@ -19,6 +19,7 @@
 //! search for an order and the worlds: the server is reached over its sockets and its command line only, as
 //! its users reach it. So the repository checks build without RocksDB.
 
+pub mod citations;
 pub mod codegen;
 pub mod deps;
 pub mod linearizability;
