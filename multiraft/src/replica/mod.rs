@@ -195,11 +195,14 @@ impl Replica {
         }
     }
 
-    /// Whether anybody waits for anything, so that it must not sleep.
+    /// Whether anybody waits for anything, so that it must not sleep. What is behind a freeze waits for
+    /// nobody here.
     pub(crate) fn has_work(&self) -> bool {
-        !self.proposals.is_empty()
+        let held = self.ranges.held.back();
+        let waits = held.is_some_and(|last| last.index > self.node.applied());
+        waits
+            || !self.proposals.is_empty()
             || !self.reads.is_empty()
-            || !self.ranges.held.is_empty()
             || !self.ranges.steps.is_empty()
             || !self.ranges.asked.is_empty()
             || !self.changes.is_empty()

@@ -370,6 +370,38 @@ fn a_frozen_group_without_its_left_neighbour_can_be_destroyed() {
     assert!(cluster.is_gone(LEFT) && cluster.is_gone(RIGHT));
 }
 
+/// Nobody may come for it for a long time, and every leader adds an entry to its log.
+#[test]
+fn a_frozen_group_sleeps() {
+    let mut cluster = neighbours(11, |config| config.sleep_after_ticks = 5);
+    let leader = cluster.leader(RIGHT).expect("it has a leader");
+    let handle = cluster.handle(leader.0);
+    let seen = cluster.answer(|respond| handle.look(RIGHT, respond));
+    let freeze = RangeCommand::Freeze {
+        expected: seen.expect("it is led").epoch,
+        into: LEFT,
+        target: polyraft_multiraft::Epoch::default(),
+    };
+    let frozen = cluster.answer(|respond| handle.change_range(RIGHT, freeze, respond));
+    let frozen = frozen.expect("it is possible").remove(0);
+    let other = StoreId(1 + leader.0 % 3);
+    let moved = cluster.answer(|respond| handle.transfer_leader(RIGHT, other, respond));
+    assert_eq!(moved, Ok(()));
+    cluster.until("it sleeps everywhere", 200, |cluster| {
+        let mut asleep = (1..=3).map(|store| cluster.handle(store).summary(RIGHT));
+        asleep.all(|summary| summary.is_some_and(|summary| summary.asleep))
+    });
+    let leader = cluster.leader(RIGHT).expect("it has a leader");
+    assert_eq!(leader, other);
+    let handle = cluster.handle(leader.0);
+    let thaw = RangeCommand::Thaw {
+        expected: frozen.epoch,
+    };
+    let thawed = cluster.answer(|respond| handle.change_range(RIGHT, thaw, respond));
+    assert_eq!(thawed.expect("it is possible")[0].frozen, None);
+    cluster.settle_and_check();
+}
+
 #[test]
 fn a_merge_that_is_given_up_leaves_two_that_serve() {
     for steps in 0..12 {
