@@ -114,9 +114,6 @@ impl Fault {
         Self::Move,
     ];
 
-    /// Those that a plan may have by itself.
-    pub const DRAWN: &[Self] = Self::ALL.split_at(28).0;
-
     /// Its name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -196,10 +193,7 @@ impl Plan {
         let stores = rng.between(3, 5);
         // Half of the seeds know few kinds of faults, so that progress is made between them.
         let percent = if rng.percent(50) { 25 } else { 60 };
-        let faults = Fault::DRAWN
-            .iter()
-            .copied()
-            .filter(|_| rng.percent(percent));
+        let faults = Fault::ALL.into_iter().filter(|_| rng.percent(percent));
         let mut faults: BTreeSet<Fault> = faults.collect();
         if rng.percent(30) {
             faults.insert(Fault::Split);
