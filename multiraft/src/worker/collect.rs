@@ -200,7 +200,7 @@ fn perform(
 ) -> Result<(), String> {
     let group = replica.group;
     for event in &ready.events {
-        observe(replica, event);
+        observe(replica, event)?;
     }
     for message in ready.messages {
         send(replica, worker, message, effects);
@@ -370,7 +370,9 @@ pub(super) fn discard_snapshot(
     false
 }
 
-fn observe(replica: &Replica, event: &Event) {
+/// # Errors
+/// Something that only a replica meets which has lost what it had promised to keep.
+fn observe(replica: &Replica, event: &Event) -> Result<(), String> {
     let (group, id) = (replica.group, replica.id);
     match event {
         Event::BecameRole {
@@ -382,10 +384,13 @@ fn observe(replica: &Replica, event: &Event) {
         Event::SteppedDownWithoutQuorum => {
             tracing::debug!(%group, replica = %id, "stepped down: no contact to a quorum");
         }
+        // A leader tells each member no more than that has acknowledged, and acknowledgements are durable.
         Event::HeartbeatCommitIgnored { commit, last } => {
-            tracing::warn!(%group, replica = %id, %commit, %last,
-                "the leader believes that this replica has more than it has");
+            return Err(format!(
+                "it has acknowledged entry {commit}, and its log ends at {last}: entries were lost"
+            ));
         }
         other => tracing::trace!(%group, replica = %id, event = ?other, "raft"),
     }
+    Ok(())
 }

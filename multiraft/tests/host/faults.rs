@@ -1,9 +1,10 @@
 //! Full disks, failed syncs, damaged groups, used-up budgets: what is hurt stops, says so, and harms nobody
 //! else.
 
-use polyraft_core::RoleName;
+use polyraft_core::{HardState, RoleName};
 use polyraft_multiraft::env::conformance::SeamFault;
-use polyraft_multiraft::{GroupId, HostConfig, Reject, StoreId};
+use polyraft_multiraft::env::{LogBatch, LogEngine, LogSection};
+use polyraft_multiraft::{BOOTSTRAP, GroupId, HostConfig, Reject, StoreId};
 
 use crate::cluster::Cluster;
 use crate::history::Answer;
@@ -161,6 +162,59 @@ fn a_group_whose_log_is_damaged_is_taken_out_of_service_alone() {
     );
     let status = cluster.describe(leader.0, ONE).expect("it says how it is");
     assert!(status.quarantined.is_some());
+    cluster.groups.remove(&ONE);
+    cluster.settle_and_check();
+}
+
+/// Its disk has lost what was synced. It would vote for leaders that lack what it has acknowledged.
+#[test]
+fn a_replica_that_has_lost_what_it_acknowledged_is_taken_out_of_service() {
+    let mut cluster = three(8, 2, |_| {});
+    let leader = cluster.leader(ONE).expect("it has a leader");
+    let bad = StoreId(1 + leader.0 % 3);
+    // What it has applied would tell at the start how far its log must go.
+    cluster.node(bad.0).data.set_fault(Some(SeamFault::Full));
+    for _ in 0..5 {
+        cluster.written(ONE);
+    }
+    cluster.ticks(10);
+    cluster.crash(bad, false);
+    cluster.node(bad.0).data.set_fault(None);
+    let found = cluster.nodes[&bad].log.recovered();
+    let mut logs = found.groups.iter();
+    let log = logs.find(|log| log.group == ONE).expect("it is here");
+    let applied = cluster.nodes[&bad]
+        .data
+        .data(ONE)
+        .expect("it is here")
+        .state
+        .last;
+    assert!(log.last.index > applied.index.max(BOOTSTRAP.index));
+    let cut = LogSection {
+        group: ONE,
+        reset: Some(applied),
+        hard_state: Some(HardState {
+            commit: applied.index,
+            ..log.hard_state
+        }),
+        ..LogSection::default()
+    };
+    cluster.network.stop_watching();
+    let written = cluster.nodes[&bad].log.stop_watching().write(&LogBatch {
+        sync: true,
+        sections: vec![cut],
+    });
+    written.expect("there is room");
+    cluster.start(bad);
+    let mut why = None;
+    for _ in 0..100 {
+        cluster.ticks(1);
+        let status = cluster.describe(bad.0, ONE).expect("it says how it is");
+        why = why.or(status.quarantined);
+    }
+    let why = why.expect("it is out of service");
+    assert!(why.contains("entries were lost"), "{why}");
+    cluster.written(ONE);
     cluster.groups.remove(&ONE);
     cluster.settle_and_check();
 }

@@ -67,6 +67,12 @@ impl LogDisk {
         self.lock().damaged.insert(group);
     }
 
+    /// The same disk, where what is written may take back what was promised.
+    pub(crate) fn stop_watching(&self) -> &Self {
+        self.lock().registry = None;
+        self
+    }
+
     /// Of the writes after the last synced one the first `keep` survive.
     pub(crate) fn power_cut(&self, keep: usize) {
         let mut inner = self.lock();
