@@ -14,6 +14,7 @@ mod log;
 mod machine;
 mod membership;
 mod merges;
+mod merges_amid;
 mod network;
 mod node;
 mod reads;
