@@ -76,6 +76,37 @@ fn a_full_state_machine_stops_says_so_and_goes_on() {
     cluster.settle_and_check();
 }
 
+/// Nobody writes anything while all sleep, so nobody has noticed; what wakes them must not be lost.
+#[test]
+fn groups_sleep_beside_a_full_disk_and_wake() {
+    for count in 1..=3 {
+        let mut cluster = three(9, 1, |config| config.sleep_after_ticks = 5);
+        let asleep = |cluster: &Cluster| {
+            let stats = (1..=3).map(|store| cluster.handle(store).stats().asleep);
+            stats.sum::<u64>() == 3
+        };
+        cluster.settle_and_check();
+        cluster.until("all sleep", 200, asleep);
+        let leader = cluster.leader(ONE).expect("it has a leader").0;
+        let full: Vec<u64> = (0..count).map(|at| 1 + (leader - 1 + at) % 3).collect();
+        for store in &full {
+            cluster.node(*store).log.set_fault(Some(SeamFault::Full));
+        }
+        cluster.ticks(30);
+        assert!(asleep(&cluster), "a full disk is no reason to wake");
+        let id = cluster.write(ONE).expect("it has a leader");
+        cluster.ticks(5);
+        assert!(!asleep(&cluster));
+        for store in full {
+            cluster.node(store).log.set_fault(None);
+        }
+        let history = cluster.history.clone();
+        cluster.until("an answer", 200, |_| history.answer(id).is_some());
+        cluster.settle_and_check();
+        cluster.until("all sleep", 200, asleep);
+    }
+}
+
 /// Power and all: what was acknowledged before is there, what was not is not claimed.
 #[test]
 fn a_failed_sync_stops_the_store_for_good() {
