@@ -59,6 +59,8 @@ struct Rest {
     pending: Vec<Pending>,
     bytes: u64,
     changes: Vec<(Index, ConfChangeV2)>,
+    /// The inspection that is due at its end.
+    inspect: Option<u64>,
 }
 
 impl Turn {
@@ -188,10 +190,14 @@ impl Applier {
     /// Whether nothing more can be added to the group's share of the turn.
     fn is_complete(&self, group: GroupId) -> bool {
         let at = self.turn_of.get(&group);
-        at.is_some_and(|at| self.turns[*at].item.range_change.is_some())
+        at.is_some_and(|at| {
+            let Turn { item, rest } = &self.turns[*at];
+            item.range_change.is_some() || rest.inspect.is_some()
+        })
     }
 
-    /// Adds a command for the host to the group's share of the turn, which is complete if data moves.
+    /// Adds a command for the host to the group's share of the turn, which is complete if data moves or is to
+    /// be inspected.
     ///
     /// # Errors
     /// Why it cannot be applied; nothing of it is gathered.
@@ -203,6 +209,7 @@ impl Applier {
         let at = self.turn(task.worker, task.group, task.replica)?;
         let Turn { item, rest } = &mut self.turns[at];
         rest.bytes += task.bytes;
+        rest.inspect = task.inspect;
         item.state.last = task.id;
         if let Some((descriptor, change)) = task.outcome {
             item.state.descriptor = descriptor;
@@ -253,6 +260,7 @@ impl Applier {
             pending: Vec::new(),
             bytes: 0,
             changes: Vec::new(),
+            inspect: None,
         };
         let at = self.turns.len();
         self.turns.push(Turn { item, rest });
@@ -297,6 +305,7 @@ impl Applier {
                 pending,
                 bytes,
                 changes,
+                inspect,
             } = rest;
             let commands = item.commands.len() as u64;
             Counters::add(&self.shared.counters.applied_commands, commands);
@@ -305,6 +314,9 @@ impl Applier {
             let last = item.state.last;
             let group = item.group;
             self.states.insert(group, item.state);
+            if let Some(id) = inspect {
+                self.state_machine.inspect(group, id);
+            }
             let what = Applied::Entries {
                 last,
                 bytes,

@@ -120,6 +120,7 @@ impl RangeCommand {
             Self::Freeze { .. } => FREEZE,
             Self::Thaw { .. } => THAW,
             Self::Fence { .. } => FENCE,
+            Self::Inspect { .. } => INSPECT,
             Self::Merge { .. } => MERGE,
         });
         put_epoch(&mut out, self.expected());
@@ -136,6 +137,7 @@ impl RangeCommand {
                 put_epoch(&mut out, *target);
             }
             Self::Merge { right, .. } => put_descriptor(&mut out, right),
+            Self::Inspect { id, .. } => out.put_u64(*id),
             Self::Thaw { .. } | Self::Fence { .. } => {}
         }
         out.freeze()
@@ -165,6 +167,10 @@ impl RangeCommand {
             },
             THAW => Self::Thaw { expected },
             FENCE => Self::Fence { expected },
+            INSPECT => Self::Inspect {
+                expected,
+                id: reader.u64()?,
+            },
             MERGE => Self::Merge {
                 expected,
                 right: reader.descriptor()?,
@@ -181,6 +187,7 @@ const FREEZE: u8 = 2;
 const THAW: u8 = 3;
 const FENCE: u8 = 4;
 const MERGE: u8 = 5;
+const INSPECT: u8 = 6;
 
 fn put_epoch(out: &mut BytesMut, epoch: Epoch) {
     out.put_u64(epoch.membership);
@@ -499,7 +506,7 @@ mod tests {
         }];
         let (into, target) = (GroupId(3), expected);
         let right = descriptor();
-        let golden: [(RangeCommand, Vec<u8>); 5] = [
+        let golden: [(RangeCommand, Vec<u8>); 6] = [
             (
                 RangeCommand::Split { expected, pieces },
                 [&head(1)[..], b"\0\0\0\x01\0\0\0\0\0\0\0\x03\0\0\0\x01k"].concat(),
@@ -514,6 +521,10 @@ mod tests {
             ),
             (RangeCommand::Thaw { expected }, head(3)),
             (RangeCommand::Fence { expected }, head(4)),
+            (
+                RangeCommand::Inspect { expected, id: 9 },
+                [&head(6)[..], &[0, 0, 0, 0, 0, 0, 0, 9]].concat(),
+            ),
             (
                 RangeCommand::Merge {
                     expected,

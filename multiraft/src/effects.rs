@@ -188,6 +188,8 @@ pub struct RangeTask {
     pub bytes: u64,
     /// The group's descriptor after it, and what happens to the data. None: it has no effect.
     pub outcome: Option<(Arc<GroupDescriptor>, Option<RangeChange>)>,
+    /// The inspection that the command asks for.
+    pub inspect: Option<u64>,
 }
 
 /// A log range wanted from the disk.

@@ -402,6 +402,24 @@ impl HostHandle {
         self.request(group, Input::Admin(Admin::Campaign { group, respond }));
     }
 
+    /// Takes one replica out of service until this store starts again: it neither votes nor serves, and its
+    /// group goes on without it. For who has found out that its data is wrong.
+    pub fn quarantine(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        reason: String,
+        respond: Responder<Result<(), Reject>>,
+    ) {
+        let quarantine = Admin::Quarantine {
+            group,
+            replica,
+            reason,
+            respond,
+        };
+        self.request(group, Input::Admin(quarantine));
+    }
+
     /// Everything about one replica.
     pub fn describe(&self, group: GroupId, respond: Responder<Result<GroupStatus, Reject>>) {
         self.request(group, Input::Admin(Admin::Describe { group, respond }));

@@ -210,6 +210,17 @@ pub enum Admin {
         /// Whom to answer.
         respond: Responder<Result<(), Reject>>,
     },
+    /// Take a replica out of service.
+    Quarantine {
+        /// Of which group.
+        group: GroupId,
+        /// Which replica.
+        replica: ReplicaId,
+        /// Why.
+        reason: String,
+        /// Whom to answer.
+        respond: Responder<Result<(), Reject>>,
+    },
     /// Say everything about a replica.
     Describe {
         /// Of which group.

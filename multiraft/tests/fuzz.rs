@@ -57,7 +57,7 @@ fn epoch(source: &mut Source<'_>) -> Epoch {
 
 fn command(source: &mut Source<'_>) -> RangeCommand {
     let expected = epoch(source);
-    match source.below(5) {
+    match source.below(6) {
         0 => {
             let count = source.below(5);
             let piece = |source: &mut Source<'_>| SplitPiece {
@@ -74,6 +74,10 @@ fn command(source: &mut Source<'_>) -> RangeCommand {
         },
         2 => RangeCommand::Thaw { expected },
         3 => RangeCommand::Fence { expected },
+        4 => RangeCommand::Inspect {
+            expected,
+            id: source.number(),
+        },
         _ => RangeCommand::Merge {
             expected,
             right: descriptor(source),

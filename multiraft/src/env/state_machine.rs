@@ -139,6 +139,10 @@ pub trait StateMachine: Send + Sync + 'static {
     fn flush(&self) -> Result<(), StateMachineError>;
     /// A consistent view of one group as of now.
     fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotSource>, StateMachineError>;
+    /// All replicas of a group that apply the same command call this with the same `id`, each when it has
+    /// applied exactly what precedes that command: whoever keeps a view of the group as of now can compare
+    /// it with those of other stores later. May be ignored; nobody waits for anything but the return.
+    fn inspect(&self, _group: GroupId, _id: u64) {}
     /// Begins to receive a snapshot.
     fn stage(&self, state: &AppliedState) -> Result<Box<dyn SnapshotSink>, StateMachineError>;
     /// Replaces all data of the group by the staged snapshot, atomically even across a crash.

@@ -45,6 +45,14 @@ pub enum RangeCommand {
         /// The epoch of the group that this was decided on.
         expected: Epoch,
     },
+    /// Nothing changes: each replica shows its state machine that it has come here
+    /// ([`StateMachine::inspect`](crate::env::StateMachine::inspect)), so that what they have can be compared.
+    Inspect {
+        /// The epoch of the group that this was decided on.
+        expected: Epoch,
+        /// The name of this inspection.
+        id: u64,
+    },
     /// The group takes over the keys of its right neighbour, which is frozen, and whose replicas all have
     /// everything up to its freeze in their logs.
     Merge {
@@ -130,6 +138,7 @@ impl RangeCommand {
             | Self::Freeze { expected, .. }
             | Self::Thaw { expected }
             | Self::Fence { expected }
+            | Self::Inspect { expected, .. }
             | Self::Merge { expected, .. } => *expected,
         }
     }
@@ -177,6 +186,10 @@ impl AppliedState {
             (RangeCommand::Thaw { .. }, Some(_)) => changed(&|descriptor| descriptor.frozen = None),
             (_, Some(Frozen { into, .. })) => Err(RangeRefusal::Frozen { into }),
             (RangeCommand::Fence { .. }, None) => changed(&|_| {}),
+            (RangeCommand::Inspect { .. }, None) => {
+                let state = self.with(at, current.range, &|_| {});
+                Ok(RangeOutcome::Changed(state))
+            }
             (RangeCommand::Freeze { into, target, .. }, None) => {
                 self.check_no_learners()?;
                 if *into == self.descriptor.group {

@@ -55,6 +55,18 @@ impl Worker {
                 }
                 Err(reject) => respond.answer(Err(reject)),
             },
+            Admin::Quarantine {
+                group,
+                replica,
+                reason,
+                respond,
+            } => match self.replicas.get(&group).filter(|it| it.id == replica) {
+                Some(_) => {
+                    self.quarantine(group, &reason);
+                    respond.answer(Ok(()));
+                }
+                None => respond.answer(Err(Reject::NoGroup(group))),
+            },
             Admin::Describe { group, respond } => match self.replicas.get(&group) {
                 Some(replica) => respond.answer(Ok(describe(replica))),
                 None => respond.answer(Err(Reject::NoGroup(group))),

@@ -549,6 +549,10 @@ fn begin_command(
 ) -> Result<bool, String> {
     let id = entry.id();
     let command = RangeCommand::decode(&entry.data).map_err(|error| error.to_string())?;
+    let inspect = match command {
+        RangeCommand::Inspect { id, .. } => Some(id),
+        _ => None,
+    };
     let (result, shift, outcome) = match applied_state(replica).after(&command, id) {
         Err(refusal) => (Err(refusal), None, None),
         Ok(RangeOutcome::Changed(state)) => {
@@ -609,6 +613,7 @@ fn begin_command(
         replica: replica.id,
         id,
         bytes: entry.size(),
+        inspect: inspect.filter(|_| outcome.is_some()),
         outcome,
     })));
     Ok(true)

@@ -109,6 +109,8 @@ struct Inner {
     /// Groups that were merged and are not forgotten: as of now, and flushed.
     merged: [BTreeSet<GroupId>; 2],
     fault: Option<SeamFault>,
+    /// By name: what was there at each inspection.
+    inspected: BTreeMap<u64, Data>,
     /// Groups whose data is damaged.
     failing: BTreeSet<GroupId>,
 }
@@ -127,6 +129,11 @@ impl DataDisk {
 
     pub(crate) fn set_fault(&self, fault: Option<SeamFault>) {
         self.lock().fault = fault;
+    }
+
+    /// What was there at the inspection of this name.
+    pub(crate) fn inspected(&self, id: u64) -> Option<Data> {
+        self.lock().inspected.get(&id).cloned()
     }
 
     /// From now on every turn of a group fails.
@@ -349,6 +356,13 @@ impl StateMachine for DataDisk {
             rest: data.keys.clone(),
             state: data.state,
         }))
+    }
+
+    fn inspect(&self, group: GroupId, id: u64) {
+        let mut inner = self.lock();
+        if let Some(data) = inner.now.get(&group).cloned() {
+            inner.inspected.insert(id, data);
+        }
     }
 
     fn stage(&self, state: &AppliedState) -> Result<Box<dyn SnapshotSink>, StateMachineError> {

@@ -2,7 +2,7 @@
 
 use polyraft_core::{ConfChangeKind, ProgressState, ReplicaId, Transition};
 use polyraft_multiraft::env::conformance::SeamFault;
-use polyraft_multiraft::{BOOTSTRAP, GroupId, HostConfig, Reject, StoreId};
+use polyraft_multiraft::{BOOTSTRAP, GroupId, HostConfig, RangeCommand, Reject, StoreId};
 
 use crate::cluster::{Cluster, Promise};
 use crate::history::Answer;
@@ -620,4 +620,42 @@ fn a_split_waits_for_a_follower_that_needs_a_snapshot() {
     cluster.split(LEFT, &[(50, 102)]).expect("that was enough");
     cluster.network.set_weather(Weather::default());
     cluster.settle_and_check();
+}
+
+/// Amid writes, and where a store is away: every replica shows what it has at the very same entry.
+#[test]
+fn all_replicas_are_inspected_at_the_same_entry() {
+    for seed in 0..6 {
+        let mut cluster = three(seed, |config| {
+            config.appliers = 1 + (seed % 2) as usize;
+            config.truncate_keep_entries = 1000;
+        });
+        let (leader, away) = roles(&cluster, LEFT);
+        cluster.network.set_deaf(StoreId(away), LEFT, seed % 3 == 0);
+        let handle = cluster.handle(leader);
+        let before = handle.descriptor(LEFT).expect("it is here");
+        for id in 1..=4 {
+            for _ in 0..5 {
+                cluster.write(LEFT);
+            }
+            let expected = before.epoch;
+            let inspect = RangeCommand::Inspect { expected, id };
+            let done = cluster.answer(|respond| handle.change_range(LEFT, inspect, respond));
+            assert_eq!(done.map(|groups| groups.len()), Ok(1));
+            cluster.write(LEFT);
+        }
+        cluster.network.set_deaf(StoreId(away), LEFT, false);
+        cluster.settle_and_check();
+        for id in 1..=4 {
+            let at = |store: u64| cluster.nodes[&StoreId(store)].data.inspected(id);
+            let seen: Vec<_> = (1..=3)
+                .map(|store| at(store).expect("it came there"))
+                .collect();
+            assert!(
+                seen.iter().all(|it| it.state.last == seen[0].state.last),
+                "{seen:?}"
+            );
+            assert!(seen.iter().all(|it| it.keys == seen[0].keys), "{seen:?}");
+        }
+    }
 }

@@ -17,6 +17,7 @@
 //!    came before it does matter to other groups than that batch's own.
 
 mod application;
+mod inspect;
 mod install;
 mod pages;
 mod ranges;
@@ -40,6 +41,7 @@ use polyraft_multiraft::env::{
 use polyraft_multiraft::{AppliedState, GroupDescriptor, GroupId};
 
 pub use self::application::{Application, SplitAt};
+use self::inspect::Inspections;
 pub use self::pages::{Page, Room, Span, pair_bytes};
 use self::ranges::{Changing, Turn};
 use self::snapshot::{Source, damaged, translate};
@@ -59,6 +61,7 @@ pub struct DataStateMachine<A, D> {
     next_token: AtomicU64,
     unflushed: Unflushed,
     snapshots: SnapshotOptions,
+    inspections: Inspections,
 }
 
 impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
@@ -75,7 +78,19 @@ impl<A: Application, D: Disk + Clone> DataStateMachine<A, D> {
             next_token: AtomicU64::new(1),
             unflushed: Unflushed::default(),
             snapshots,
+            inspections: Inspections::default(),
         }
+    }
+
+    /// What a group consisted of when it came to the inspection of this name
+    /// ([`StateMachine::inspect`]), once; none: it did not come there yet, or it is not kept any more.
+    pub fn take_inspection(&self, group: GroupId, id: u64) -> Option<Box<dyn SnapshotSource>> {
+        self.inspections.take(group, id)
+    }
+
+    /// Inspections that nobody has taken, from the oldest one to the latest.
+    pub fn inspections(&self) -> Vec<(GroupId, u64)> {
+        self.inspections.names()
     }
 
     fn load(&self, group: GroupId) -> Result<Option<AppliedState>, StateMachineError> {
@@ -286,6 +301,14 @@ impl<A: Application, D: Disk + Clone> StateMachine for DataStateMachine<A, D> {
         match read_state(group, get)? {
             Some(state) => Ok(Box::new(Source::new(view, state))),
             None => Err(damaged(group, "no such group")),
+        }
+    }
+
+    fn inspect(&self, group: GroupId, id: u64) {
+        match self.snapshot(group) {
+            Ok(source) => self.inspections.keep(group, id, source),
+            // Whoever waits for it hears that there is none.
+            Err(error) => tracing::warn!(%group, %error, "cannot be inspected"),
         }
     }
 

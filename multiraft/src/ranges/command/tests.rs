@@ -281,6 +281,22 @@ fn changing_members_and_learners_stand_in_the_way() {
 }
 
 #[test]
+fn an_inspection_changes_nothing() {
+    let state = group(1, "a", "m");
+    let expected = state.descriptor.epoch;
+    let after = changed(&state, &RangeCommand::Inspect { expected, id: 7 });
+    assert_eq!((&after.descriptor, after.last), (&state.descriptor, AT));
+    let stale = RangeCommand::Inspect {
+        expected: Epoch::default(),
+        id: 7,
+    };
+    assert_eq!(
+        state.after(&stale, AT),
+        Err(RangeRefusal::StaleEpoch { current: expected })
+    );
+}
+
+#[test]
 fn generations_end() {
     let last = edited(&group(1, "a", "m"), |descriptor| {
         descriptor.epoch.range = u64::MAX;
