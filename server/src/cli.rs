@@ -14,6 +14,7 @@ mod output;
 mod range;
 mod scan;
 mod status;
+mod store;
 
 use std::process::ExitCode;
 
@@ -69,6 +70,7 @@ async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), Erro
         Verb::Status { connection } => status::status(&connection).await,
         Verb::Group { verb } => group::run(verb).await,
         Verb::Range { verb } => range::run(verb).await,
+        Verb::Store { verb } => store::run(verb).await,
         Verb::Kv { verb } => kv::run(verb).await,
         Verb::Load(arguments) => load::run(arguments, revision).await,
         Verb::Demo(arguments) => crate::demo::run(arguments, revision).await,

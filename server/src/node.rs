@@ -518,6 +518,7 @@ async fn keep_in_touch(server: Arc<Server>) {
     let mut routes = tokio::time::interval(ROUTES_INTERVAL);
     let mut greetings = tokio::time::interval(GREETING_INTERVAL);
     let mut installed = 0;
+    let mut inspections = [BTreeSet::new(), BTreeSet::new()];
     loop {
         tokio::select! {
             _ = routes.tick() => {
@@ -531,7 +532,11 @@ async fn keep_in_touch(server: Arc<Server>) {
                     installed = all;
                 }
             }
-            _ = greetings.tick() => greet(&server).await,
+            _ = greetings.tick() => {
+                greet(&server).await;
+                let [before, last] = inspections;
+                inspections = [last, server.drop_inspections(&before)];
+            }
         }
     }
 }

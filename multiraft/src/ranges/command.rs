@@ -46,7 +46,8 @@ pub enum RangeCommand {
         expected: Epoch,
     },
     /// Nothing changes: each replica shows its state machine that it has come here
-    /// ([`StateMachine::inspect`](crate::env::StateMachine::inspect)), so that what they have can be compared.
+    /// ([`StateMachine::inspect`](crate::env::StateMachine::inspect)), so that what they have can be
+    /// compared.
     Inspect {
         /// The epoch of the group that this was decided on.
         expected: Epoch,

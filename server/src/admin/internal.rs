@@ -16,15 +16,17 @@ use crate::proto::admin::admin_server::Admin;
 use crate::proto::admin::internal_server::Internal;
 use crate::proto::admin::{
     BeginRequest, BeginResponse, ChangeMembersRequest, ChangeMembersResponse, ChangeRangeRequest,
-    ChangeRangeResponse, CreateGroupRequest, CreateGroupResponse, CreateReplicaRequest,
-    CreateReplicaResponse, DescribeGroupRequest, DescribeGroupResponse, DestroyGroupRequest,
-    DestroyGroupResponse, DestroyReplicaRequest, DestroyReplicaResponse, HelloRequest,
-    HelloResponse, InitRequest, InitResponse, ListGroupsRequest, ListGroupsResponse,
-    ListRangesRequest, ListRangesResponse, ListReplicasRequest, ListReplicasResponse,
-    LookAtRangeRequest, LookAtRangeResponse, MergeRangesRequest, MergeRangesResponse,
-    MoveReplicaRequest, MoveReplicaResponse, ReserveGroupRequest, ReserveGroupResponse,
-    SettleRangeRequest, SettleRangeResponse, SplitRangeRequest, SplitRangeResponse, StatusRequest,
-    StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
+    ChangeRangeResponse, CheckRangeRequest, CheckRangeResponse, CreateGroupRequest,
+    CreateGroupResponse, CreateReplicaRequest, CreateReplicaResponse, DecommissionStoreRequest,
+    DecommissionStoreResponse, DescribeGroupRequest, DescribeGroupResponse, DestroyGroupRequest,
+    DestroyGroupResponse, DestroyReplicaRequest, DestroyReplicaResponse, DigestRangeRequest,
+    DigestRangeResponse, HelloRequest, HelloResponse, InitRequest, InitResponse, ListGroupsRequest,
+    ListGroupsResponse, ListRangesRequest, ListRangesResponse, ListReplicasRequest,
+    ListReplicasResponse, LookAtRangeRequest, LookAtRangeResponse, MergeRangesRequest,
+    MergeRangesResponse, MoveReplicaRequest, MoveReplicaResponse, QuarantineReplicaRequest,
+    QuarantineReplicaResponse, ReserveGroupRequest, ReserveGroupResponse, SettleRangeRequest,
+    SettleRangeResponse, SplitRangeRequest, SplitRangeResponse, StatusRequest, StatusResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use crate::routing::Call;
 use crate::server::Server;
@@ -117,6 +119,24 @@ impl Internal for InternalService {
         let at = EntryId::new(term, index);
         self.0.settled_here(group, at, call).await?;
         Ok(Response::new(SettleRangeResponse {}))
+    }
+
+    async fn digest_range(
+        &self,
+        request: Request<DigestRangeRequest>,
+    ) -> Result<Response<DigestRangeResponse>, Status> {
+        let call = Call::new(request.metadata(), true);
+        let DigestRangeRequest { group, id } = request.into_inner();
+        Ok(Response::new(self.0.digest_here(group, id, call).await?))
+    }
+
+    async fn quarantine_replica(
+        &self,
+        request: Request<QuarantineReplicaRequest>,
+    ) -> Result<Response<QuarantineReplicaResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        self.0.quarantine_here(request.into_inner(), call).await?;
+        Ok(Response::new(QuarantineReplicaResponse {}))
     }
 }
 
@@ -260,6 +280,20 @@ impl Internal for BeforeJoining {
     ) -> Result<Response<SettleRangeResponse>, Status> {
         not_joined()
     }
+
+    async fn digest_range(
+        &self,
+        _: Request<DigestRangeRequest>,
+    ) -> Result<Response<DigestRangeResponse>, Status> {
+        not_joined()
+    }
+
+    async fn quarantine_replica(
+        &self,
+        _: Request<QuarantineReplicaRequest>,
+    ) -> Result<Response<QuarantineReplicaResponse>, Status> {
+        not_joined()
+    }
 }
 
 #[tonic::async_trait]
@@ -350,6 +384,20 @@ impl Admin for BeforeJoining {
         &self,
         _: Request<ListReplicasRequest>,
     ) -> Result<Response<ListReplicasResponse>, Status> {
+        not_joined()
+    }
+
+    async fn check_range(
+        &self,
+        _: Request<CheckRangeRequest>,
+    ) -> Result<Response<CheckRangeResponse>, Status> {
+        not_joined()
+    }
+
+    async fn decommission_store(
+        &self,
+        _: Request<DecommissionStoreRequest>,
+    ) -> Result<Response<DecommissionStoreResponse>, Status> {
         not_joined()
     }
 }

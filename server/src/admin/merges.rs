@@ -85,15 +85,24 @@ impl Driven {
 #[derive(Clone, Debug)]
 pub(super) struct Look {
     pub(super) descriptor: GroupDescriptor,
-    /// What keeps it from being frozen now; empty: nothing.
-    blocked: String,
+    blocked: Blocked,
+}
+
+/// What keeps a group from being merged now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Blocked {
+    /// Empty: nothing.
+    why: String,
+    /// It does not pass by itself.
+    lasting: bool,
 }
 
 impl Look {
     pub(super) fn to_response(&self) -> LookAtRangeResponse {
         LookAtRangeResponse {
             descriptor: self.descriptor.encode(),
-            blocked: self.blocked.clone(),
+            blocked: self.blocked.why.clone(),
+            lasting: self.blocked.lasting,
         }
     }
 
@@ -101,7 +110,10 @@ impl Look {
         let descriptor = GroupDescriptor::decode(&response.descriptor);
         Ok(Self {
             descriptor: descriptor.map_err(|error| Status::internal(error.to_string()))?,
-            blocked: response.blocked,
+            blocked: Blocked {
+                why: response.blocked,
+                lasting: response.lasting,
+            },
         })
     }
 }
@@ -112,9 +124,11 @@ struct Drive {
     right: GroupId,
     give_up_at: Instant,
     given_up: bool,
+    /// The right group was not frozen as far as was seen, and nobody was asked to freeze it.
+    never_froze: bool,
     frozen_since: Option<Instant>,
-    /// What keeps the right group from being frozen, as its leader said last.
-    blocked: String,
+    /// What keeps the right group from being merged, as its leader said last, and the left one.
+    blocked: [Blocked; 2],
     /// What stood in the way last.
     why: String,
 }
@@ -226,6 +240,9 @@ impl Server {
                     pause = PAUSE.0;
                     drive.merging.on(answer);
                 }
+                Err(failure) if failure.reason == Reason::Refused && drive.never_froze => {
+                    return Err(drive.refused(&failure));
+                }
                 Err(failure) => {
                     tracing::debug!(group = %drive.right, why = failure.message, "a merge waits");
                     drive.why = failure.message;
@@ -252,11 +269,13 @@ impl Server {
             },
             MergeStep::LookBefore(key) => {
                 let look = self.look_at(Aim::Before(Some(&key)), call).await?;
+                drive.blocked[1] = look.blocked;
                 Ok(MergeAnswer::Seen(look.descriptor))
             }
             MergeStep::Propose { group, command } => {
-                if matches!(command, RangeCommand::Freeze { .. }) && !drive.blocked.is_empty() {
-                    return Err(Failure::new(Reason::Busy, drive.blocked.clone()));
+                if matches!(command, RangeCommand::Freeze { .. }) {
+                    drive.check_unblocked()?;
+                    drive.never_froze = false;
                 }
                 let call = Call {
                     reads: false,
@@ -312,28 +331,49 @@ impl Server {
             self.merges.hear(group);
         }
         Ok(Look {
-            blocked: self.blocks_freeze(&descriptor),
+            blocked: self.blocks_merge(&descriptor, call).await,
             descriptor: GroupDescriptor::clone(&descriptor),
         })
     }
 
-    /// A member that cannot be heard would keep a group frozen.
-    fn blocks_freeze(&self, descriptor: &GroupDescriptor) -> String {
+    /// A member that cannot be heard would keep a group frozen; groups with learners are not merged.
+    async fn blocks_merge(&self, descriptor: &GroupDescriptor, call: Call) -> Blocked {
+        let group = descriptor.group;
         let connected = self.peers.connected();
         let stores = descriptor.members.iter().map(|member| member.store.0);
         let away: Vec<u64> = stores
             .filter(|store| *store != self.me && !connected.contains(store))
             .collect();
-        match away.is_empty() {
-            true => String::new(),
-            false => format!(
-                "stores {away:?} with replicas of group {} cannot be heard from store {}",
-                descriptor.group, self.me
-            ),
+        if !away.is_empty() {
+            let why = format!(
+                "stores {away:?} with replicas of group {group} cannot be heard from store {}",
+                self.me
+            );
+            return Blocked {
+                why,
+                lasting: false,
+            };
+        }
+        let describe = |respond| self.handle.describe(group, respond);
+        let Ok(status) = self.ask(group.0, call, describe).await else {
+            return Blocked::default();
+        };
+        let learners = status.raft.conf_state.learners.iter();
+        let learners = learners.filter_map(|id| status.descriptor.store_of(*id));
+        let learners: Vec<u64> = learners.map(|store| store.0).collect();
+        match learners.is_empty() {
+            true => Blocked::default(),
+            false => Blocked {
+                why: format!(
+                    "group {group} has learners on stores {learners:?}: promote or remove them, or let the \
+                     moves that added them go on"
+                ),
+                lasting: true,
+            },
         }
     }
 
-    async fn change_range_at_leader(
+    pub(super) async fn change_range_at_leader(
         &self,
         group: u64,
         command: &RangeCommand,
@@ -501,7 +541,8 @@ impl Drive {
             give_up_at,
             given_up: false,
             frozen_since: None,
-            blocked: String::new(),
+            blocked: Default::default(),
+            never_froze: true,
             why: String::new(),
         }
     }
@@ -528,10 +569,29 @@ impl Drive {
         if look.descriptor.frozen.is_none() {
             self.frozen_since = None;
         } else {
+            self.never_froze = false;
             self.frozen_since.get_or_insert_with(Instant::now);
         }
-        self.blocked = look.blocked;
+        self.blocked[0] = look.blocked;
         MergeAnswer::Seen(look.descriptor)
+    }
+
+    /// Nobody is to wait while a group is frozen that cannot be merged.
+    fn check_unblocked(&self) -> Result<(), Failure> {
+        let blocked = self.blocked.iter().filter(|it| !it.why.is_empty());
+        if let Some(blocked) = blocked.max_by_key(|it| it.lasting) {
+            let reason = match blocked.lasting {
+                true => Reason::Refused,
+                false => Reason::Busy,
+            };
+            return Err(Failure::new(reason, blocked.why.clone()));
+        }
+        Ok(())
+    }
+
+    fn refused(&self, failure: &Failure) -> Failure {
+        let text = format!("group {} is not merged: {}", self.right, failure.message);
+        Failure::new(Reason::Refused, text)
     }
 
     fn not_merged(&self, failure: &MergeFailure) -> Failure {

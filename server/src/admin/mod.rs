@@ -1,5 +1,7 @@
 //! The admin interface, and what stores ask of each other.
 
+mod check;
+mod decommission;
 mod groups;
 mod init;
 mod internal;

@@ -17,13 +17,14 @@ use crate::owner::Aim;
 use crate::proto::admin::admin_client::AdminClient;
 use crate::proto::admin::admin_server::Admin;
 use crate::proto::admin::{
-    ChangeKind, ChangeMembersRequest, ChangeMembersResponse, CreateGroupRequest,
-    CreateGroupResponse, DescribeGroupRequest, DescribeGroupResponse, DestroyGroupRequest,
-    DestroyGroupResponse, Group, InitRequest, InitResponse, ListGroupsRequest, ListGroupsResponse,
-    ListRangesRequest, ListRangesResponse, ListReplicasRequest, ListReplicasResponse,
-    MergeRangesRequest, MergeRangesResponse, MoveReplicaRequest, MoveReplicaResponse,
-    SplitRangeRequest, SplitRangeResponse, StatusRequest, StatusResponse, StoreStatus,
-    TransferLeaderRequest, TransferLeaderResponse,
+    ChangeKind, ChangeMembersRequest, ChangeMembersResponse, CheckRangeRequest, CheckRangeResponse,
+    CreateGroupRequest, CreateGroupResponse, DecommissionStoreRequest, DecommissionStoreResponse,
+    DescribeGroupRequest, DescribeGroupResponse, DestroyGroupRequest, DestroyGroupResponse, Group,
+    InitRequest, InitResponse, ListGroupsRequest, ListGroupsResponse, ListRangesRequest,
+    ListRangesResponse, ListReplicasRequest, ListReplicasResponse, MergeRangesRequest,
+    MergeRangesResponse, MoveReplicaRequest, MoveReplicaResponse, SplitRangeRequest,
+    SplitRangeResponse, StatusRequest, StatusResponse, StoreStatus, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use crate::routing::Call;
 use crate::server::{Server, futures_join, status_of};
@@ -157,6 +158,24 @@ impl Admin for AdminService {
     ) -> Result<Response<MoveReplicaResponse>, Status> {
         let call = Call::new(request.metadata(), false);
         let answer = self.0.move_replica(request.into_inner(), call).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn decommission_store(
+        &self,
+        request: Request<DecommissionStoreRequest>,
+    ) -> Result<Response<DecommissionStoreResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let answer = self.0.decommission(request.into_inner(), call).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn check_range(
+        &self,
+        request: Request<CheckRangeRequest>,
+    ) -> Result<Response<CheckRangeResponse>, Status> {
+        let call = Call::new(request.metadata(), false);
+        let answer = self.0.check_range(request.into_inner(), call).await?;
         Ok(Response::new(answer))
     }
 

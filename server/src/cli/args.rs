@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::range::RangeVerb;
 use super::scan::ScanArguments;
+use super::store::StoreVerb;
 use crate::peers::parse_peer;
 
 const EXAMPLES: &str = "\
@@ -43,7 +44,7 @@ pub(super) struct Connection {
     #[arg(default_value = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103")]
     pub(super) endpoints: Vec<String>,
     /// How long the command may take, such as 500ms, 5s or 1m [default: 10s; init and range merge: 30s; range
-    /// move: 10m].
+    /// check: 1m for each; range move: 10m; store decommission: 1h].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(super) timeout: Option<Duration>,
     /// A table for people, or JSON for scripts.
@@ -106,6 +107,12 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: RangeVerb,
     },
+    /// Stores: move everything away from one.
+    #[command(after_help = "Example:\n  polyraft store decommission 2")]
+    Store {
+        #[command(subcommand)]
+        verb: StoreVerb,
+    },
     /// Put load on a cluster and measure it.
     #[command(
         after_help = "Examples:\n  polyraft load --concurrency 256 --duration 30s\n  \
@@ -140,6 +147,7 @@ impl Verb {
             Self::Init { connection, .. } | Self::Status { connection } => connection.output,
             Self::Group { verb } => verb.connection().output,
             Self::Range { verb } => verb.connection().output,
+            Self::Store { verb } => verb.connection().output,
             Self::Load(arguments) => arguments.connection.output,
             Self::Kv { verb } => verb.connection().output,
         }

@@ -13,15 +13,17 @@ use super::output::{hex, parse_hex, quoted, say, show, table};
 use crate::client::Client;
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::{
-    DescribeGroupRequest, Group, Hole, ListRangesRequest, ListRangesResponse, ListReplicasRequest,
-    ListReplicasResponse, MemberRole, MergeRangesRequest, MovePhase, MoveReplicaRequest,
-    MoveReplicaResponse, ReplicaStatus, SplitRangeRequest,
+    CheckRangeRequest, CheckRangeResponse, DescribeGroupRequest, Group, Hole, ListRangesRequest,
+    ListRangesResponse, ListReplicasRequest, ListReplicasResponse, MemberRole, MergeRangesRequest,
+    MovePhase, MoveReplicaRequest, MoveReplicaResponse, ReplicaStatus, SplitRangeRequest,
 };
 
 /// How long a merge may take, unless something else is asked for.
 const MERGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same of a move: a snapshot may be large.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(600);
+/// The same of the check of one range.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after a part of a move that failed.
 const MOVE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -101,6 +103,18 @@ pub(super) enum RangeVerb {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Compare what the replicas of a range hold; one that differs from most is taken out of service.
+    #[command(after_help = "Examples:\n  polyraft range check 7\n  polyraft range check --all")]
+    Check {
+        /// Number of the group.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        group: Option<u64>,
+        /// All ranges, one after the other.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// The replicas of a group, each as its own store and the leader see it.
     #[command(after_help = "Example:\n  polyraft range replicas 7")]
     Replicas {
@@ -136,6 +150,7 @@ impl RangeVerb {
             | Self::Split { connection, .. }
             | Self::Merge { connection, .. }
             | Self::Move { connection, .. }
+            | Self::Check { connection, .. }
             | Self::Replicas { connection, .. } => connection,
         }
     }
@@ -193,6 +208,9 @@ pub(super) async fn run(verb: RangeVerb) -> Result<(), Error> {
             };
             move_replica(request, &connection).await
         }
+        RangeVerb::Check {
+            group, connection, ..
+        } => check(group, &connection).await,
         RangeVerb::Replicas { group, connection } => replicas(group, &connection).await,
     }
 }
@@ -403,6 +421,92 @@ fn progress(answer: &MoveReplicaResponse) -> String {
         true => what,
         false => format!("{what}; it waits for {}", answer.waits_for),
     }
+}
+
+/// One range, or all of them. That replicas differ is a failure.
+async fn check(group: Option<u64>, connection: &Connection) -> Result<(), Error> {
+    let mut client = connection.client()?;
+    client.set_timeout(connection.timeout.unwrap_or(CHECK_TIMEOUT));
+    let groups = match group {
+        Some(group) => vec![group],
+        None => {
+            let list = client.admin(true, ListRangesRequest {}, |mut c, r| async move {
+                c.list_ranges(r).await
+            });
+            list.await?.ranges.iter().map(|range| range.group).collect()
+        }
+    };
+    let mut checked = Vec::new();
+    for group in groups {
+        let request = CheckRangeRequest { group };
+        let answer = client.admin(
+            false,
+            request,
+            |mut c, r| async move { c.check_range(r).await },
+        );
+        checked.push(answer.await?);
+    }
+    let json = checked.iter().map(checked_json).collect::<Vec<_>>();
+    show(connection.output, &json!({ "ranges": json }), || {
+        let each = checked.iter().map(checked_text);
+        each.collect::<Vec<_>>().join("\n")
+    })?;
+    let differ = checked.iter().filter(|it| !it.same).map(|it| it.group);
+    match differ.collect::<Vec<_>>()[..] {
+        [] => Ok(()),
+        ref groups => Err(Error::Other(format!(
+            "replicas of groups {groups:?} differ"
+        ))),
+    }
+}
+
+fn checked_json(checked: &CheckRangeResponse) -> Value {
+    let replicas = checked.replicas.iter().map(|replica| {
+        let told = replica.error.is_empty();
+        json!({
+            "replica": replica.replica, "store": replica.store,
+            "error": (!told).then_some(&replica.error),
+            "index": told.then_some(replica.index), "bytes": told.then_some(replica.bytes),
+            "digest_hex": told.then(|| format!("{:016x}", replica.digest)),
+            "quarantined": replica.quarantined,
+        })
+    });
+    json!({
+        "group": checked.group, "same": checked.same,
+        "replicas": replicas.collect::<Vec<_>>(),
+    })
+}
+
+fn checked_text(checked: &CheckRangeResponse) -> String {
+    let told = || checked.replicas.iter().filter(|it| it.error.is_empty());
+    let mut text = match checked.same {
+        true => format!(
+            "group {}: {} replicas hold the same",
+            checked.group,
+            told().count()
+        ),
+        false => format!("group {}: REPLICAS DIFFER", checked.group),
+    };
+    for replica in checked.replicas.iter().filter(|it| !it.error.is_empty()) {
+        text.push_str(&format!(
+            "\n  not compared: store {}: {}",
+            replica.store, replica.error
+        ));
+    }
+    if checked.same {
+        return text;
+    }
+    for replica in told() {
+        let quarantined = match replica.quarantined {
+            true => "; differs from most: OUT OF SERVICE",
+            false => "",
+        };
+        text.push_str(&format!(
+            "\n  store {}: {:016x}, {} bytes at entry {}{quarantined}",
+            replica.store, replica.digest, replica.bytes, replica.index
+        ));
+    }
+    text
 }
 
 async fn replicas(group: u64, connection: &Connection) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use polyraft_multiraft::env::{ApplyItem, Command as Entry};
 use polyraft_multiraft::{
     GroupDescriptor, GroupId, KeyRange, MergeAnswer, MergeStep, Merging, Reject, Responder,
     SplitPiece,
@@ -13,6 +14,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::client::{Client, ScanOptions, put_request};
 use crate::embed::new_descriptor;
+use crate::kv::Command;
+use crate::proto::admin::{CheckRangeRequest, CheckRangeResponse, ListReplicasRequest};
 use crate::proto::kv::{Pair, ResponseHeader, ScanPart};
 use crate::routing::Call;
 
@@ -490,4 +493,90 @@ async fn a_client_learns_of_a_split_from_an_answer() {
         crate::failure::Reason::BadRequest,
         "{refused:?}"
     );
+}
+
+async fn check(client: &Client) -> CheckRangeResponse {
+    let begun = Instant::now();
+    loop {
+        let request = CheckRangeRequest { group: 1 };
+        let check = client.admin(
+            false,
+            request,
+            |mut c, r| async move { c.check_range(r).await },
+        );
+        match check.await {
+            Ok(checked) if checked.replicas.iter().all(|it| it.error.is_empty()) => return checked,
+            other => assert!(begun.elapsed() < PATIENCE, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Writes a key past the log of the group, as a broken disk or machine might.
+fn damage(server: &Server, group: GroupId) {
+    let view = server.data.snapshot(group).expect("it is here");
+    let state = view.state().clone();
+    let command = Command {
+        mutations: vec![(Bytes::from_static(b"k"), Some(Bytes::from_static(b"rogue")))],
+        ..Command::default()
+    };
+    let mut items = [ApplyItem {
+        group,
+        commands: vec![Entry {
+            id: state.last,
+            data: command.encode(),
+        }],
+        state,
+        membership_changed: false,
+        replies: Vec::new(),
+        range_change: None,
+    }];
+    server.data.apply(&mut items).expect("it is written");
+}
+
+/// A replica that has what no log gave it is found, named and put out of service; the others go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_replica_that_differs_is_put_out_of_service() {
+    let stores = three().await;
+    let leader = leader_of(&stores, 1).await.me;
+    let client = client(&stores);
+    for number in 0..20 {
+        put(
+            &client,
+            Bytes::from(format!("key {number}")),
+            Bytes::from("value"),
+        )
+        .await;
+    }
+    let same = check(&client).await;
+    assert!(same.same && same.replicas.len() == 3, "{same:?}");
+    let first = &same.replicas[0];
+    let alike = |it: &crate::proto::admin::ReplicaDigest| {
+        (it.index, it.digest, it.bytes) == (first.index, first.digest, first.bytes)
+    };
+    assert!(
+        first.bytes > 0 && same.replicas.iter().all(alike),
+        "{same:?}"
+    );
+
+    // Nothing is under way: all that was written is applied everywhere.
+    let wrong = 1 + leader % 3;
+    damage(stores[wrong as usize - 1].server(), GroupId(1));
+    let differ = check(&client).await;
+    assert!(!differ.same, "{differ:?}");
+    for replica in &differ.replicas {
+        assert_eq!(replica.quarantined, replica.store == wrong, "{differ:?}");
+    }
+    put(&client, Bytes::from("k"), Bytes::from("right")).await;
+    let request = ListReplicasRequest { group: 1 };
+    let listed = client.admin(
+        true,
+        request,
+        |mut c, r| async move { c.list_replicas(r).await },
+    );
+    let listed = listed.await.expect("a list");
+    for replica in &listed.replicas {
+        let out = replica.quarantined.contains("not what most replicas");
+        assert_eq!(out, replica.store == wrong, "{listed:?}");
+    }
 }

@@ -363,6 +363,78 @@ pub struct MoveReplicaResponse {
     pub waits_for: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DecommissionStoreRequest {
+    #[prost(uint64, tag = "1")]
+    pub store: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DecommissionStoreResponse {
+    /// Groups with a replica there.
+    #[prost(uint64, tag = "1")]
+    pub left: u64,
+    /// Groups that are on their way now.
+    #[prost(message, repeated, tag = "2")]
+    pub moving: ::prost::alloc::vec::Vec<Moving>,
+    /// Groups that cannot go, each with why.
+    #[prost(message, repeated, tag = "3")]
+    pub blocked: ::prost::alloc::vec::Vec<Blocked>,
+    /// Stores that could not be asked: there may be groups that nobody else knows.
+    #[prost(uint64, repeated, tag = "4")]
+    pub unreachable: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Moving {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(uint64, tag = "2")]
+    pub to_store: u64,
+    #[prost(enumeration = "MovePhase", tag = "3")]
+    pub phase: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Blocked {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckRangeRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckRangeResponse {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// All that were compared hold the same.
+    #[prost(bool, tag = "2")]
+    pub same: bool,
+    #[prost(message, repeated, tag = "3")]
+    pub replicas: ::prost::alloc::vec::Vec<ReplicaDigest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplicaDigest {
+    #[prost(uint64, tag = "1")]
+    pub replica: u64,
+    #[prost(uint64, tag = "2")]
+    pub store: u64,
+    /// Why it could not be compared; the rest is then empty.
+    #[prost(string, tag = "3")]
+    pub error: ::prost::alloc::string::String,
+    /// The entry at which it was looked at, the same for all.
+    #[prost(uint64, tag = "4")]
+    pub index: u64,
+    /// Of all that the group's data consists of, and its size.
+    #[prost(fixed64, tag = "5")]
+    pub digest: u64,
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+    /// Most replicas hold something else: it was taken out of service.
+    #[prost(bool, tag = "7")]
+    pub quarantined: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListReplicasRequest {
     #[prost(uint64, tag = "1")]
     pub group: u64,
@@ -507,9 +579,12 @@ pub struct LookAtRangeResponse {
     /// As `polyraft-multiraft` encodes it.
     #[prost(bytes = "bytes", tag = "1")]
     pub descriptor: ::prost::bytes::Bytes,
-    /// What keeps the group from being frozen now, for people; empty: nothing.
+    /// What keeps the group from being merged now, for people; empty: nothing.
     #[prost(string, tag = "2")]
     pub blocked: ::prost::alloc::string::String,
+    /// And does not pass by itself.
+    #[prost(bool, tag = "3")]
+    pub lasting: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangeRangeRequest {
@@ -537,6 +612,36 @@ pub struct SettleRangeRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SettleRangeResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DigestRangeRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The name of the inspection.
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DigestRangeResponse {
+    #[prost(uint64, tag = "1")]
+    pub replica: u64,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    #[prost(fixed64, tag = "3")]
+    pub digest: u64,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuarantineReplicaRequest {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(uint64, tag = "2")]
+    pub replica: u64,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuarantineReplicaResponse {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum MemberRole {
@@ -1042,6 +1147,58 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "MoveReplica"));
             self.inner.unary(req, path, codec).await
         }
+        /// Goes on with moving all replicas of a store to others, for a second or so. To be repeated until none is left,
+        /// at any other store.
+        pub async fn decommission_store(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DecommissionStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DecommissionStoreResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Admin/DecommissionStore",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "DecommissionStore"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Compares what the replicas of a range hold, all of them at the same entry. One that has something else than
+        /// most is taken out of service.
+        pub async fn check_range(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckRangeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Admin/CheckRange",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Admin", "CheckRange"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Every replica of a group, as its own store and the leader see it.
         pub async fn list_replicas(
             &mut self,
@@ -1173,6 +1330,24 @@ pub mod admin_server {
             request: tonic::Request<super::MoveReplicaRequest>,
         ) -> std::result::Result<
             tonic::Response<super::MoveReplicaResponse>,
+            tonic::Status,
+        >;
+        /// Goes on with moving all replicas of a store to others, for a second or so. To be repeated until none is left,
+        /// at any other store.
+        async fn decommission_store(
+            &self,
+            request: tonic::Request<super::DecommissionStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DecommissionStoreResponse>,
+            tonic::Status,
+        >;
+        /// Compares what the replicas of a range hold, all of them at the same entry. One that has something else than
+        /// most is taken out of service.
+        async fn check_range(
+            &self,
+            request: tonic::Request<super::CheckRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckRangeResponse>,
             tonic::Status,
         >;
         /// Every replica of a group, as its own store and the leader see it.
@@ -1784,6 +1959,94 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/polyraft.admin.v1.Admin/DecommissionStore" => {
+                    #[allow(non_camel_case_types)]
+                    struct DecommissionStoreSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::DecommissionStoreRequest>
+                    for DecommissionStoreSvc<T> {
+                        type Response = super::DecommissionStoreResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DecommissionStoreRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::decommission_store(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DecommissionStoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Admin/CheckRange" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckRangeSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::CheckRangeRequest>
+                    for CheckRangeSvc<T> {
+                        type Response = super::CheckRangeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckRangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::check_range(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckRangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/polyraft.admin.v1.Admin/ListReplicas" => {
                     #[allow(non_camel_case_types)]
                     struct ListReplicasSvc<T: Admin>(pub Arc<T>);
@@ -2155,6 +2418,58 @@ pub mod internal_client {
                 .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "SettleRange"));
             self.inner.unary(req, path, codec).await
         }
+        /// The digest of what the receiver's replica of a group held when it came to an inspection.
+        pub async fn digest_range(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DigestRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DigestRangeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Internal/DigestRange",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "DigestRange"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes the receiver's replica of a group out of service.
+        pub async fn quarantine_replica(
+            &mut self,
+            request: impl tonic::IntoRequest<super::QuarantineReplicaRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::QuarantineReplicaResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/polyraft.admin.v1.Internal/QuarantineReplica",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("polyraft.admin.v1.Internal", "QuarantineReplica"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2226,6 +2541,22 @@ pub mod internal_server {
             request: tonic::Request<super::SettleRangeRequest>,
         ) -> std::result::Result<
             tonic::Response<super::SettleRangeResponse>,
+            tonic::Status,
+        >;
+        /// The digest of what the receiver's replica of a group held when it came to an inspection.
+        async fn digest_range(
+            &self,
+            request: tonic::Request<super::DigestRangeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DigestRangeResponse>,
+            tonic::Status,
+        >;
+        /// Takes the receiver's replica of a group out of service.
+        async fn quarantine_replica(
+            &self,
+            request: tonic::Request<super::QuarantineReplicaRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::QuarantineReplicaResponse>,
             tonic::Status,
         >;
     }
@@ -2647,6 +2978,96 @@ pub mod internal_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SettleRangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Internal/DigestRange" => {
+                    #[allow(non_camel_case_types)]
+                    struct DigestRangeSvc<T: Internal>(pub Arc<T>);
+                    impl<
+                        T: Internal,
+                    > tonic::server::UnaryService<super::DigestRangeRequest>
+                    for DigestRangeSvc<T> {
+                        type Response = super::DigestRangeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DigestRangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Internal>::digest_range(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DigestRangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/polyraft.admin.v1.Internal/QuarantineReplica" => {
+                    #[allow(non_camel_case_types)]
+                    struct QuarantineReplicaSvc<T: Internal>(pub Arc<T>);
+                    impl<
+                        T: Internal,
+                    > tonic::server::UnaryService<super::QuarantineReplicaRequest>
+                    for QuarantineReplicaSvc<T> {
+                        type Response = super::QuarantineReplicaResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::QuarantineReplicaRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Internal>::quarantine_replica(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = QuarantineReplicaSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,7 +1,7 @@
 //! Views of groups as of an entry that all their replicas agree on, kept until somebody compares them.
 //!
-//! A view holds back what compaction could remove, so few are kept, the newest; whoever asked for one has to take
-//! it soon, and drop it.
+//! A view holds back what compaction could remove, so few are kept, the newest; whoever asked for one
+//! has to take it soon, and drop it.
 
 use std::collections::VecDeque;
 use std::fmt;

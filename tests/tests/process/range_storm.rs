@@ -120,13 +120,13 @@ fn move_some(shared: &Shared, random: &mut Random) {
         return;
     };
     let members = range["members"].as_array().expect("members");
-    let stores: Vec<u64> = members
-        .iter()
-        .filter_map(|it| it["store"].as_u64())
-        .collect();
-    let Some(to) = (1..=4).find(|store| !stores.contains(store)) else {
-        return;
-    };
+    // A move that was interrupted is somebody's to go on with.
+    let learner = members.iter().find(|it| it["role"] == "learner");
+    let learner = learner.and_then(|it| it["store"].as_u64());
+    let stores = members.iter().filter_map(|it| it["store"].as_u64());
+    let stores: Vec<u64> = stores.filter(|store| Some(*store) != learner).collect();
+    let to = learner.or_else(|| (1..=4).find(|store| !stores.contains(store)));
+    let Some(to) = to else { return };
     let from = stores[random.below(stores.len())].to_string();
     let (group, to) = (range["group"].to_string(), to.to_string());
     let step = [
@@ -211,6 +211,17 @@ fn ranges_change_under_load_while_stores_die() {
     history.assert_linearizable();
     for range in &ranges {
         assert_same_everywhere(&mut cluster, range);
+        // Sessions and all, which no client sees.
+        let group = range.group.to_string();
+        eventually("all replicas to hold the same", || {
+            let checked = cluster.json(&["range", "check", &group])?;
+            let replicas = checked["ranges"][0]["replicas"].as_array();
+            let replicas = replicas.ok_or("another shape")?;
+            match replicas.iter().all(|it| it["error"].is_null()) && replicas.len() >= 3 {
+                true => Ok(()),
+                false => Err(format!("{checked}")),
+            }
+        });
     }
 }
 

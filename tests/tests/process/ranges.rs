@@ -395,3 +395,46 @@ fn replicas_move_where_they_are_told_to() {
     history.read_back(&mut cluster.connect().patient());
     history.assert_linearizable();
 }
+
+/// Everything leaves a store while clients write; then the store does. Asked again it is no error, and
+/// with too few stores it says what is in the way.
+#[test]
+fn a_store_is_emptied_under_load() {
+    let mut cluster = Cluster::start(Options {
+        groups: 5,
+        ..Options::default()
+    });
+    done(&cluster, &["group", "create", "--stores", "1,2,3"]);
+    let short = ["store", "decommission", "2", "--timeout", "2s"];
+    refused(&cluster.cli(&short), "add a store");
+    cluster.add_store();
+    let workload = Workload::start("leave", Mix::FreshKeys, cluster.clients(2));
+    workload.wait_for_progress(20);
+    // Interrupted, and by another store.
+    let at = [cluster.store(3).address().to_owned()];
+    let began = cluster.cli_at(&at, &short);
+    assert!(began.code() <= 1, "{began:?}");
+    let emptied = eventually("store 2 to be empty", || {
+        cluster
+            .cli(&["store", "decommission", "2", "--timeout", "50s"])
+            .success()
+    });
+    assert!(emptied.stdout.contains("has no replica"), "{emptied:?}");
+    done(&cluster, &["store", "decommission", "2"]);
+    for group in cluster.groups().expect("groups") {
+        let view = eventually("a leader", || cluster.describe(group));
+        assert_eq!(view.voters, [1, 3, 4].into(), "{view:?}");
+        assert!(view.learners.is_empty(), "{view:?}");
+    }
+    cluster.store(2).terminate();
+    workload.wait_for_progress(20);
+    let checked = cluster
+        .json(&["range", "check", "--all", "--timeout", "50s"])
+        .expect("a check");
+    let checked = checked["ranges"].as_array().expect("ranges");
+    assert_eq!(checked.len(), 5);
+    assert!(checked.iter().all(|it| it["same"] == true), "{checked:?}");
+    let mut history = workload.finish();
+    history.read_back(&mut cluster.connect().patient());
+    history.assert_linearizable();
+}
