@@ -32,6 +32,8 @@ pub(crate) struct Replica {
     pub(crate) descriptor: Arc<GroupDescriptor>,
     /// Where other replicas live: the descriptor's members, and senders it does not know yet.
     pub(crate) routes: Arc<[Member]>,
+    /// The last members that were removed while this replica looked on: they may not know it.
+    pub(crate) departed: Vec<Member>,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
     pub(crate) ranges: Ranges,
@@ -66,6 +68,9 @@ pub(crate) struct Replica {
     pub(crate) touched: bool,
     pub(crate) published: ReplicaSummary,
 }
+
+/// Members that left of which a replica keeps in mind that they may have to be told.
+const DEPARTED_MAX: usize = 8;
 
 /// Where a snapshot that came in stands.
 #[derive(Debug, Default)]
@@ -106,6 +111,7 @@ impl Replica {
             flushed: node.applied(),
             node,
             routes: descriptor.members.clone().into(),
+            departed: Vec::new(),
             descriptor,
             proposals: Proposals::default(),
             reads: Reads::default(),
@@ -179,6 +185,12 @@ impl Replica {
     }
 
     pub(crate) fn set_descriptor(&mut self, descriptor: Arc<GroupDescriptor>) {
+        let stays = |member: &&Member| descriptor.store_of(member.replica).is_some();
+        let before = self.descriptor.members.iter();
+        self.departed
+            .extend(before.filter(|it| !stays(it)).copied());
+        let over = self.departed.len().saturating_sub(DEPARTED_MAX);
+        self.departed.drain(..over);
         self.routes = descriptor.members.clone().into();
         self.descriptor = descriptor;
     }

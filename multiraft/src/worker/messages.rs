@@ -352,7 +352,7 @@ fn first_state(replica: &Replica, heartbeat: &Message) -> Option<Message> {
 /// Requests for votes that wait for groups to be born, over all groups of a worker.
 const EARLY_VOTES_MAX: usize = 1024;
 
-fn tell_gone(
+pub(super) fn tell_gone(
     group: GroupId,
     to: StoreId,
     replica: ReplicaId,

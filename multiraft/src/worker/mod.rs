@@ -308,6 +308,7 @@ impl Worker {
             Input::Tick => self.tick(effects),
             Input::StoreUp(store) => {
                 self.up.insert(store);
+                self.greet(store, effects);
                 self.on_store_change(store);
             }
             Input::StoreDown(store) => {

@@ -8,12 +8,13 @@
 use polyraft_core::{Index, Message, Payload, ReplicaId, Term, planted};
 
 use super::admin::is_settled;
+use super::messages::tell_gone;
 use super::{Worker, followers};
 use crate::config::HostConfig;
 use crate::effects::{Effects, LaneKey, WriteItem};
 use crate::env::{Body, GroupMessage, LogSection};
 use crate::error::Reject;
-use crate::group::{GroupId, StoreId};
+use crate::group::{GroupId, Member, StoreId};
 use crate::replica::Replica;
 
 impl Worker {
@@ -62,6 +63,38 @@ impl Worker {
         }
         if let Err(error) = result {
             self.quarantine(group, &error.to_string());
+        }
+    }
+
+    /// A store is heard again that may have missed what was said meanwhile, and a group that sleeps
+    /// repeats nothing: a replica that was removed in its sleep would sleep on for ever, and keep its range
+    /// from others. So those who know of its removal tell it, and sleepers show themselves, which wakes
+    /// nobody.
+    pub(super) fn greet(&self, store: StoreId, effects: &mut Effects) {
+        let mut replicas: Vec<&Replica> = self.replicas.values().map(Box::as_ref).collect();
+        replicas.sort_unstable_by_key(|replica| replica.group);
+        for replica in replicas {
+            if replica.quarantined.is_some() || replica.is_installing() {
+                continue;
+            }
+            let lowest = replica.descriptor.lowest_on(store);
+            for gone in replica.departed.iter().filter(|gone| gone.store == store) {
+                tell_gone(replica.group, store, gone.replica, lowest, effects);
+            }
+            if !replica.asleep || replica.leads() {
+                continue;
+            }
+            let there = |member: &&Member| member.store == store && member.replica != replica.id;
+            for member in replica.routes.iter().filter(there) {
+                let message = Message {
+                    from: replica.id,
+                    to: member.replica,
+                    term: replica.node.term(),
+                    payload: Payload::HeartbeatResponse { read: 0 },
+                };
+                let (group, body) = (replica.group, Body::Raft(message));
+                effects.send(store, LaneKey::Control, GroupMessage { group, body });
+            }
         }
     }
 

@@ -518,3 +518,49 @@ fn who_was_removed_before_it_was_reached_asks_and_goes() {
         cluster.settle_and_check();
     }
 }
+
+/// It slept under a leader that others have replaced since, and nobody has anything to say to it.
+#[test]
+fn a_member_that_was_removed_in_its_sleep_is_told_when_stores_meet_again() {
+    let mut cluster = Cluster::new(3, 3, |config| config.sleep_after_ticks = 10);
+    cluster.create(1, &[1, 2, 3]);
+    cluster.elect();
+    let asleep = |cluster: &Cluster, store: StoreId| {
+        let summary = cluster.handle(store.0).summary(ONE);
+        summary.is_some_and(|summary| summary.asleep)
+    };
+    let all = [1, 2, 3].map(StoreId);
+    cluster.until("all sleep", 200, |cluster| {
+        all.iter().all(|store| asleep(cluster, *store))
+    });
+    let first = cluster.leader(ONE).expect("it is led");
+    let others: Vec<StoreId> = all.into_iter().filter(|store| *store != first).collect();
+    let (away, next) = (others[0], others[1]);
+    cluster.network.set_deaf(away, ONE, true);
+    let handle = cluster.handle(first.0);
+    let moved = cluster.answer(|respond| handle.transfer_leader(ONE, next, respond));
+    assert_eq!(moved, Ok(()));
+    cluster.until("the other one leads", 200, |cluster| {
+        cluster.leader(ONE) == Some(next)
+    });
+    let removed = cluster.change(ONE, &[(ConfChangeKind::Remove, away.0)], Transition::Auto);
+    assert_eq!(removed.expect("two of three decide").members.len(), 2);
+    cluster.until("those who stay sleep", 200, |cluster| {
+        asleep(cluster, first) && asleep(cluster, next)
+    });
+    cluster.ticks(5);
+    cluster.network.set_deaf(away, ONE, false);
+    assert!(asleep(&cluster, away), "it has heard nothing");
+    cluster.set_cut(away, next, true);
+    cluster.ticks(5);
+    assert!(asleep(&cluster, away), "its leader is heard");
+    cluster.set_cut(away, next, false);
+    cluster.until("it is told", 100, |cluster| {
+        cluster.handle(away.0).summary(ONE).is_none()
+    });
+    assert!(
+        asleep(&cluster, first) && asleep(&cluster, next),
+        "nobody woke"
+    );
+    cluster.settle_and_check();
+}

@@ -245,6 +245,48 @@ fn ranges_merge_where_they_are_told_to() {
     history.assert_linearizable();
 }
 
+/// A merge that waits while its right group is frozen, because the log of a store that is paused does not get
+/// the freeze. Only stores that are heard are waited for: if it was missed already, it is paused again.
+fn merge_that_waits(
+    cluster: &mut Cluster,
+    [driver, leader, slow]: [u64; 3],
+) -> thread::JoinHandle<Finished> {
+    let witness = [cluster.store(leader).address().to_owned()];
+    let endpoint = cluster.store(driver).address().to_owned();
+    for _ in 0..20 {
+        cluster.store(slow).pause();
+        let endpoint = endpoint.clone();
+        let merge = thread::spawn(move || {
+            let mut merge = Command::new(binary());
+            merge.args(["range", "merge", "--hex", "--at", "80", "--timeout", "10s"]);
+            run(merge.args(["--endpoints", &endpoint]), PATIENCE)
+        });
+        let mut frozen = false;
+        eventually("the right group to be frozen, or the end", || {
+            let seen = cluster.cli_at(&witness, &["group", "list", "-o", "json"]);
+            let seen = seen.success()?.json()?;
+            let groups = seen["groups"].as_array().ok_or("no groups")?;
+            frozen = groups.iter().any(|group| !group["frozen"].is_null());
+            (frozen || merge.is_finished())
+                .then_some(())
+                .ok_or(format!("{seen}"))
+        });
+        if frozen {
+            return merge;
+        }
+        let ended = merge.join().expect("the command ends");
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        cluster.store(slow).resume();
+        eventually("all to be heard", || {
+            let seen = cluster.cli_at(&witness, &["group", "list", "-o", "json"]);
+            let seen = seen.success()?.json()?;
+            let none = seen["unreachable"].as_array().is_some_and(Vec::is_empty);
+            none.then_some(()).ok_or(format!("{seen}"))
+        });
+    }
+    panic!("a store that is paused is never waited for");
+}
+
 /// The store that drives a merge dies while its right group is frozen: others finish or undo it.
 #[test]
 fn a_merge_whose_driver_dies_is_taken_over() {
@@ -264,24 +306,7 @@ fn a_merge_whose_driver_dies_is_taken_over() {
         let slow = slow.expect("there are three stores");
         let driver = (1..=3).find(|store| ![leader, slow].contains(store));
         let driver = driver.expect("there are three stores");
-        // Its log does not get the freeze, so the merge waits.
-        cluster.store(slow).pause();
-        let merge = thread::spawn({
-            let endpoint = cluster.store(driver).address().to_owned();
-            move || {
-                let mut merge = Command::new(binary());
-                merge.args(["range", "merge", "--hex", "--at", "80", "--timeout", "50s"]);
-                run(merge.args(["--endpoints", &endpoint]), PATIENCE)
-            }
-        });
-        let witness = [cluster.store(leader).address().to_owned()];
-        eventually("the right group to be frozen", || {
-            let seen = cluster.cli_at(&witness, &["group", "list", "-o", "json"]);
-            let seen = seen.success()?.json()?;
-            let groups = seen["groups"].as_array().ok_or("no groups")?;
-            let frozen = groups.iter().any(|group| !group["frozen"].is_null());
-            frozen.then_some(()).ok_or(format!("{seen}"))
-        });
+        let merge = merge_that_waits(&mut cluster, [driver, leader, slow]);
         cluster.store(driver).kill();
         let finished = merge.join().expect("the command ends");
         assert_eq!(finished.code(), 1, "{finished:?}");
