@@ -60,6 +60,12 @@ enum Unasked {
     Failed,
 }
 
+impl Waits {
+    fn merges(&self) -> bool {
+        matches!(self.proposed, Some(RangeCommand::Merge { .. }))
+    }
+}
+
 impl Driving {
     fn new(merging: Merging, right: GroupId, rng: &mut Rng) -> Self {
         let mut sometime = |percent, most| match rng.percent(percent) {
@@ -318,8 +324,12 @@ impl World {
                 let (store, handle) = self.ask_of(group)?;
                 let told = move |told: Result<Vec<GroupDescriptor>, Reject>| done(told.map(drop));
                 let respond = self.respond(number, store, told);
+                let merges = matches!(command, RangeCommand::Merge { .. });
                 handle.change_range(group, command, respond);
                 self.kick(store);
+                if merges && self.phase == Phase::Chaos {
+                    self.endanger(store, group);
+                }
                 Ok(())
             }
             MergeStep::Settle { group, at } => {
@@ -390,7 +400,13 @@ impl World {
         })
     }
 
-    pub(super) fn merge_told(&mut self, number: u64, token: u64, answer: MergeAnswer) {
+    pub(super) fn merge_told(
+        &mut self,
+        number: u64,
+        store: StoreId,
+        token: u64,
+        answer: MergeAnswer,
+    ) {
         let Some(Task::Merge(driving)) = self.operators.tasks.get_mut(&number) else {
             return;
         };
@@ -398,9 +414,13 @@ impl World {
             return;
         }
         let failed = answer == MergeAnswer::Failed;
+        let merges = driving.waits.as_ref().is_some_and(Waits::merges);
         driving.answer(answer);
         let after = self.until_the_next_step(failed);
         self.alarm(number, after);
+        if merges && !failed {
+            self.end_before_the_flush(store);
+        }
     }
 
     /// At once, or after others have done something meanwhile.

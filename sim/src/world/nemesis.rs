@@ -89,9 +89,11 @@ impl World {
         let faults: Vec<Fault> = self.plan.faults.iter().copied().collect();
         let rng = &mut self.nemesis.rng;
         let mut fault = rng.pick(&faults).copied();
-        // What a split meets is worth more than its share.
-        if self.plan.has(Fault::Split) && rng.percent(15) {
-            fault = Some(Fault::Split);
+        // What splits and merges meet is worth more than their share.
+        for worth in [Fault::Split, Fault::Merge] {
+            if self.plan.has(worth) && rng.percent(15) {
+                fault = Some(worth);
+            }
         }
         let next = rng.magnitude(self.plan.pace / 4 + 1, self.plan.pace * 2);
         self.queue.push(next, Event::Strike);

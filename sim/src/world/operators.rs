@@ -293,7 +293,7 @@ impl World {
                 }
             }
             (Task::Merge(_), Told::Merge(token, answer)) => {
-                self.merge_told(number, token, *answer);
+                self.merge_told(number, store, token, *answer);
             }
             (Task::Split { stale }, Told::Split(told)) => {
                 let stale = *stale;

@@ -104,7 +104,7 @@ impl World {
     }
 
     /// A member may be killed between two of the writes that follow, those of the split among them.
-    fn endanger(&mut self, store: StoreId, group: GroupId) {
+    pub(super) fn endanger(&mut self, store: StoreId, group: GroupId) {
         if !self.plan.has(Fault::Crash) || !self.nemesis.rng.percent(20) {
             return;
         }
@@ -119,8 +119,8 @@ impl World {
         }
     }
 
-    /// The leader has applied a split, and said so, and may not have flushed it: there it may end.
-    fn end_before_the_flush(&mut self, store: StoreId) {
+    /// The leader has applied a split or a merge, and said so, and may not have flushed it: there it may end.
+    pub(super) fn end_before_the_flush(&mut self, store: StoreId) {
         let kind = match (self.plan.has(Fault::Crash), self.plan.has(Fault::PowerCut)) {
             (_, true) => CrashKind::Power,
             (true, false) => CrashKind::Process,
