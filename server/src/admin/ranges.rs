@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use polyraft_multiraft::{GroupId, KeyRange, Reject, SPLIT_PIECES_MAX, SplitPiece};
+use polyraft_multiraft::{
+    GroupDescriptor, GroupId, KeyRange, Reject, SPLIT_PIECES_MAX, SplitPiece,
+};
+use tokio::time::{Instant, sleep_until};
 
 use super::merges::no_range;
 use super::view;
@@ -13,7 +16,7 @@ use crate::kv::KEY_BYTES_MAX;
 use crate::owner::Aim;
 use crate::proto::admin::admin_client::AdminClient;
 use crate::proto::admin::{Group, Hole, ListRangesResponse, SplitRangeRequest, SplitRangeResponse};
-use crate::routing::Call;
+use crate::routing::{Call, PAUSE};
 use crate::server::Server;
 
 impl Server {
@@ -169,11 +172,7 @@ impl Server {
             group: GroupId(group),
         });
         let pieces: Vec<SplitPiece> = pieces.collect();
-        let split = |respond| {
-            self.handle
-                .split(GroupId(group), seen.epoch, pieces, respond);
-        };
-        let groups = self.ask(group, call, split).await.map_err(passing)?;
+        let groups = self.split_when_free(&seen, &pieces, call).await?;
         for descriptor in &groups {
             self.directory.learn(Route::from(descriptor));
         }
@@ -190,16 +189,33 @@ impl Server {
             already,
         })
     }
-}
 
-/// Another change under way is over soon: worth another try.
-fn passing(failure: Failure) -> Failure {
-    match failure.reason {
-        Reason::Busy => Failure {
-            reason: Reason::Stale,
-            ..failure
-        },
-        _ => failure,
+    /// Splits a group that this store leads once no other change of it is under way.
+    async fn split_when_free(
+        &self,
+        seen: &GroupDescriptor,
+        pieces: &[SplitPiece],
+        call: Call,
+    ) -> Result<Vec<GroupDescriptor>, Failure> {
+        let (group, mut pause) = (seen.group, PAUSE.0);
+        loop {
+            let split = |respond| {
+                let pieces = pieces.to_vec();
+                self.handle.split(group, seen.epoch, pieces, respond);
+            };
+            match self.ask(group.0, call, split).await {
+                // Nothing was proposed: the numbers are still good.
+                Err(failure) if failure.reason == Reason::Busy => {
+                    let next = Instant::now() + pause;
+                    if next >= call.deadline {
+                        return Err(failure);
+                    }
+                    sleep_until(next).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+                result => return result,
+            }
+        }
     }
 }
 
