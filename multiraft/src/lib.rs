@@ -35,6 +35,7 @@ pub mod sync;
 
 mod apply;
 mod budget;
+mod changes;
 mod codec;
 mod config;
 mod effects;
@@ -56,6 +57,7 @@ mod sync;
 mod threads;
 mod worker;
 
+pub use changes::Wake;
 pub use codec::CodecError;
 pub use config::HostConfig;
 pub use error::{HostError, Reject};

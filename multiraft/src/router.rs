@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use polyraft_core::{RoleName, Term};
+
+use crate::changes::Changes;
 use crate::group::{GroupDescriptor, GroupId};
 use crate::group_map::BuildGroupHasher;
 use crate::handle::ReplicaSummary;
@@ -15,6 +18,8 @@ use crate::sync::{DashMap, Entry};
 pub(crate) struct Router {
     workers: usize,
     slots: DashMap<GroupId, Slot, BuildGroupHasher>,
+    /// What the leaders among the replicas have news of.
+    pub(crate) changes: Changes,
 }
 
 #[derive(Clone, Debug)]
@@ -31,6 +36,7 @@ impl Router {
         Self {
             workers,
             slots: DashMap::default(),
+            changes: Changes::default(),
         }
     }
 
@@ -56,11 +62,14 @@ impl Router {
         summary: ReplicaSummary,
         descriptor: &Arc<GroupDescriptor>,
     ) {
+        let mut news = leads(&summary);
         match self.slots.entry(summary.group) {
             Entry::Occupied(mut slot) => {
                 let slot = slot.get_mut();
+                let same = Arc::ptr_eq(&slot.descriptor, descriptor);
+                news &= !same || !leads(&slot.summary) || term(&slot.summary) != term(&summary);
                 (slot.worker, slot.summary) = (worker, summary);
-                if !Arc::ptr_eq(&slot.descriptor, descriptor) {
+                if !same {
                     slot.descriptor = Arc::clone(descriptor);
                     slot.generation = slot.generation.max(descriptor.epoch.range);
                 }
@@ -73,6 +82,10 @@ impl Router {
                     generation: descriptor.epoch.range,
                 });
             }
+        }
+        // Only now: whoever hears of it must find it.
+        if news {
+            self.changes.note(summary.group);
         }
     }
 
@@ -120,4 +133,12 @@ impl Router {
         all.sort_unstable_by_key(|descriptor| descriptor.group);
         all
     }
+}
+
+fn leads(summary: &ReplicaSummary) -> bool {
+    summary.basic.soft_state.role == RoleName::Leader
+}
+
+const fn term(summary: &ReplicaSummary) -> Term {
+    summary.basic.hard_state.term
 }
