@@ -9,6 +9,9 @@
 //! than the slack away, and never takes anybody past its share by a whole leadership. Since all who give
 //! at the same time take their parts of what is missing, they do not overshoot together.
 
+pub(crate) mod decide;
+mod explain;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,6 +20,7 @@ use polyraft_multiraft::{GroupId, StoreId};
 use rand::seq::SliceRandom;
 use tokio::time::Instant;
 
+use crate::directory::FIRST_OF_THE_SYSTEM;
 use crate::routing::Call;
 use crate::server::{Server, futures_join, status_of};
 
@@ -54,7 +58,7 @@ pub(crate) async fn run(server: Arc<Server>, interval: Duration) {
 
 impl Server {
     async fn balance(&self) {
-        let stats = self.handle.stats();
+        let stats = self.stats_of_ranges();
         let connected = self.peers.connected();
         if stats.leaders == 0 || connected.is_empty() {
             return;
@@ -98,6 +102,7 @@ impl Server {
     /// Groups that this store leads, as many for each store as it is to get.
     fn choose(&self, plan: &[(u64, usize)]) -> Vec<(GroupId, u64)> {
         let mut led = self.led();
+        led.retain(|group| group.0 < FIRST_OF_THE_SYSTEM);
         // A fair sample of busy and idle ones, and another one each time: some may not be able to move.
         led.shuffle(&mut rand::rng());
         let mut wanted = plan.to_vec();

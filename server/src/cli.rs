@@ -4,6 +4,8 @@
 //! interrupted; 141 nobody read its output to the end.
 
 mod args;
+mod balance;
+mod directory;
 mod error;
 #[cfg(test)]
 mod fuzz;
@@ -69,6 +71,8 @@ async fn dispatch(verb: Verb, revision: Option<&'static str>) -> Result<(), Erro
         } => status::init(groups, replicas, &connection).await,
         Verb::Status { connection } => status::status(&connection).await,
         Verb::Group { verb } => group::run(verb).await,
+        Verb::Balance { verb } => balance::run(verb).await,
+        Verb::Directory { verb } => directory::run(verb).await,
         Verb::Range { verb } => range::run(verb).await,
         Verb::Store { verb } => store::run(verb).await,
         Verb::Kv { verb } => kv::run(verb).await,

@@ -246,7 +246,7 @@ impl Demo {
             let led = list.map(|list| {
                 list.groups
                     .iter()
-                    .filter(|group| group.leader_store != 0)
+                    .filter(|group| group.start.is_some() && group.leader_store != 0)
                     .count() as u64
             });
             if led.as_ref().is_ok_and(|led| *led >= groups) {

@@ -1,16 +1,54 @@
-//! Which group holds a key, and on which stores it lives: what this store keeps in mind of it.
+//! Which group holds a key, and on which stores it lives: what this store keeps in mind of it, and what all
+//! stores keep together.
 //!
 //! The truth is the descriptor that each group replicates. A hint that is out of date leads to a
 //! store that says so, and the router asks again; nothing is ever decided by a hint alone.
+//!
+//! What all stores keep together is a group of the system, the *directory*: where every group is, which
+//! stores there are, and which numbers are taken. It is a group as the others, with a number that no
+//! user's group gets, no range, and commands of its own ([`command`], [`state`]).
 
+mod ask;
+mod codec;
+pub(crate) mod command;
+pub(crate) mod entry;
+mod hint;
+pub(crate) mod lead;
+pub(crate) mod publish;
+pub(crate) mod segments;
+mod service;
+pub(crate) mod state;
+
+use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+pub(crate) use self::ask::{Look, not_begun};
+pub(crate) use self::service::{DirectoryService, client};
+
 use crate::client::RangeCache;
 pub(crate) use crate::client::Route;
 
-/// See the module.
+/// Groups with this number or a higher one are the system's.
+pub(crate) const FIRST_OF_THE_SYSTEM: u64 = 1 << 63;
+/// The group that is the directory.
+pub(crate) const DIRECTORY: u64 = FIRST_OF_THE_SYSTEM;
+
+/// A group as people know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named(pub(crate) u64);
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            DIRECTORY => f.write_str("directory"),
+            group => write!(f, "{group}"),
+        }
+    }
+}
+
+/// What this store keeps in mind.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     inner: RwLock<RangeCache>,

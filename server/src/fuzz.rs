@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use polyraft_fuzz::{Fuzz, Meter, Source};
 
+use crate::directory::command as directory;
 use crate::instances::Instances;
 use crate::kv::{Command, Pair, Reply, decode_reply};
 use crate::peers::{decode_addresses, encode_addresses, parse_peer};
@@ -50,6 +51,76 @@ fn commands_from_bytes() {
         let _ = decode_reply(&bytes);
         let command = command(&mut Source::new(input));
         assert_eq!(Command::decode(&command.encode()), Some(command));
+    });
+}
+
+/// The same of the directory's commands.
+#[test]
+fn commands_of_the_directory_from_bytes() {
+    use crate::directory::entry::{Entry, Limits, StoreState};
+    let entry = Entry {
+        group: 7,
+        range: Some(polyraft_multiraft::KeyRange {
+            start: Bytes::from_static(b"a"),
+            end: Some(Bytes::from_static(b"m")),
+        }),
+        members: vec![(1, 1), (2, 2)],
+        ..Entry::default()
+    };
+    let alone = Entry {
+        range: None,
+        ..entry.clone()
+    };
+    let (groups, store, address) = (8, 3, "host:1".to_owned());
+    let examples = [
+        directory::Command::Begin {
+            groups,
+            stores: vec![(1, address.clone())],
+        },
+        directory::Command::Publish(vec![entry, alone]),
+        directory::Command::Destroyed(vec![1, 2]),
+        directory::Command::Allocate {
+            token: directory::Token::default(),
+            of: directory::Numbers::Stores,
+            count: 9,
+        },
+        directory::Command::Store { store, address },
+        directory::Command::Heard {
+            store,
+            silent_since: 5,
+        },
+        directory::Command::SetState {
+            store,
+            state: StoreState::Dead,
+        },
+        directory::Command::Settings {
+            paused: Some(true),
+            limits: Some(Limits::default()),
+        },
+    ];
+    let mut fuzz = Fuzz::new("server::directory::commands")
+        .runs(30_000)
+        .memory_max(1 << 20);
+    for example in examples {
+        let bytes = example.encode();
+        assert_eq!(directory::Command::decode(&bytes), Some(example));
+        // What is of another version, or goes on, is none.
+        let longer: Bytes = [&*bytes, &[0]].concat().into();
+        assert_eq!(directory::Command::decode(&longer), None);
+        fuzz = fuzz.example(bytes);
+    }
+    fuzz.check(|input| {
+        let bytes = Bytes::copy_from_slice(input);
+        if let Some(command) = directory::Command::decode(&bytes) {
+            assert_eq!(command.encode(), bytes);
+        }
+        if let Some(reply) = directory::Reply::decode(&bytes) {
+            assert_eq!(reply.encode(), bytes);
+        }
+        // No command of one kind of group is one of the other.
+        let both =
+            Command::decode(&bytes).is_some() && directory::Command::decode(&bytes).is_some();
+        assert!(!both);
     });
 }
 

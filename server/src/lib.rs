@@ -15,10 +15,11 @@
 //! | module | what |
 //! |---|---|
 //! | [`kv`], `admin` | the two interfaces, and what is replicated |
-//! | `owner`, `routing`, `directory`, `peers` | from a key to its group, and to the store that leads that |
+//! | `owner`, `routing`, `peers` | from a key to its group, and to the store that leads that |
+//! | `directory` | what a store keeps in mind of groups, and the replicated directory of all of them |
 //! | `instances`, `environment` | which directory each store has; where a store runs |
 //! | `node` | start, join, drain, stop |
-//! | `balance` | leaderships spread over the stores |
+//! | `balance` | leaderships spread over the stores; what else should change, and why |
 //! | `metrics`, `scrape` | what the store does, for any recorder of the `metrics` crate; for Prometheus |
 //! | `load`, `demo` | load generator; three stores on one machine, with a crash |
 //! | [`cli`] | what the user typed; [`client`] for programs |

@@ -7,11 +7,14 @@
 use std::sync::atomic::Ordering;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use polyraft_core::RoleName;
+use polyraft_multiraft::{GroupId, HostStats};
 
+use crate::directory::DIRECTORY;
 use crate::server::Server;
 
 /// Counters since the start of the store: name, unit, meaning.
-const COUNTERS: [(&str, Unit, &str); 18] = [
+const COUNTERS: [(&str, Unit, &str); 19] = [
     (
         "frames_out",
         Unit::Count,
@@ -58,13 +61,32 @@ const COUNTERS: [(&str, Unit, &str); 18] = [
     ("applied_commands", Unit::Count, "commands applied"),
     ("snapshots_sent", Unit::Count, "snapshots sent"),
     ("snapshots_installed", Unit::Count, "snapshots installed"),
+    (
+        "directory_updates",
+        Unit::Count,
+        "news of groups that the directory took from this store",
+    ),
 ];
 
 /// Figures of this moment.
-const GAUGES: [(&str, Unit, &str); 8] = [
-    ("replicas", Unit::Count, "replicas on this store"),
+const GAUGES: [(&str, Unit, &str); 10] = [
+    (
+        "replicas",
+        Unit::Count,
+        "replicas on this store, but that of the directory",
+    ),
     ("leaders", Unit::Count, "of them, those that lead"),
     ("asleep", Unit::Count, "of them, those that are not ticked"),
+    (
+        "directory_replica",
+        Unit::Count,
+        "1: the store has a replica of the directory",
+    ),
+    (
+        "directory_leader",
+        Unit::Count,
+        "1: the store leads the directory",
+    ),
     ("connected", Unit::Count, "other stores that can be heard"),
     ("disk_full", Unit::Count, "1: the last write found no room"),
     (
@@ -121,9 +143,24 @@ fn full(name: &str) -> String {
 }
 
 impl Server {
+    /// What the host does; of its replicas those that users have made.
+    pub(crate) fn stats_of_ranges(&self) -> HostStats {
+        let mut stats = self.handle.stats();
+        if let Some(summary) = self.handle.summary(GroupId(DIRECTORY)) {
+            let leads = summary.basic.soft_state.role == RoleName::Leader;
+            // Each figure is of a moment of its own.
+            let less = |count: u64, by: bool| count.saturating_sub(u64::from(by));
+            stats.replicas = less(stats.replicas, true);
+            stats.leaders = less(stats.leaders, leads);
+            stats.asleep = less(stats.asleep, summary.asleep);
+        }
+        stats
+    }
+
     /// Every figure by its name.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 26] {
-        let (host, wire) = (self.handle.stats(), self.peers.transport_stats());
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 29] {
+        let (host, wire) = (self.stats_of_ranges(), self.peers.transport_stats());
+        let directory = self.handle.summary(GroupId(DIRECTORY));
         [
             ("frames_out", wire.frames_out),
             ("messages_out", wire.messages_out),
@@ -133,6 +170,12 @@ impl Server {
             ("replicas", host.replicas),
             ("leaders", host.leaders),
             ("asleep", host.asleep),
+            ("directory_replica", u64::from(directory.is_some())),
+            ("directory_leader", u64::from(self.leads(DIRECTORY))),
+            (
+                "directory_updates",
+                self.publishing.published.load(Ordering::Relaxed),
+            ),
             ("connected", self.peers.connected().len() as u64),
             ("disk_full", u64::from(host.disk_full)),
             ("draining", u64::from(self.draining.load(Ordering::SeqCst))),

@@ -30,13 +30,16 @@ use crate::admin::{
     Membership, say_hello, shown,
 };
 use crate::cli::StartArguments;
-use crate::directory::Directory;
+use crate::directory::publish::Publishing;
+use crate::directory::{Directory, DirectoryService, lead, publish};
 use crate::instances::{Instance, Instances};
 use crate::kv::{Kv, KvService};
 use crate::peers::{Peers, decode_addresses, encode_addresses};
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::admin::internal_server::InternalServer;
 use crate::proto::admin::{Environment, HelloRequest};
+use crate::proto::directory::directory_internal_server::DirectoryInternalServer;
+use crate::proto::directory::directory_server::DirectoryServer;
 use crate::proto::kv::kv_server::KvServer;
 use crate::scrape::Scrape;
 use crate::server::{Server, futures_join};
@@ -103,6 +106,8 @@ pub(crate) async fn run(
     let mut serving = tokio::spawn(serve(router, listener, stopped));
     let mut background = JoinSet::new();
     background.spawn(keep_in_touch(Arc::clone(&running.server)));
+    background.spawn(publish::run(Arc::clone(&running.server)));
+    background.spawn(lead::run(Arc::clone(&running.server)));
     if !arguments.balance_interval.is_zero() {
         let server = Arc::clone(&running.server);
         background.spawn(crate::balance::run(server, arguments.balance_interval));
@@ -210,6 +215,7 @@ async fn start(
         meta: store.meta().clone(),
         peers,
         directory: Directory::default(),
+        publishing: Publishing::default(),
         started: Instant::now(),
         draining: AtomicBool::new(false),
         reservations: Mutex::default(),
@@ -478,7 +484,11 @@ fn services(server: &Arc<Server>) -> Result<Router, String> {
         .initial_stream_window_size(8 << 20)
         .add_service(kv)
         .add_service(AdminServer::new(AdminService(Arc::clone(server))))
-        .add_service(InternalServer::new(InternalService(Arc::clone(server))));
+        .add_service(InternalServer::new(InternalService(Arc::clone(server))))
+        .add_service(DirectoryServer::new(DirectoryService(Arc::clone(server))))
+        .add_service(DirectoryInternalServer::new(DirectoryService(Arc::clone(
+            server,
+        ))));
     with_reflection(router)
 }
 

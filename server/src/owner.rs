@@ -96,7 +96,13 @@ impl Server {
                 }
                 sleep_until(next).await;
                 pause = (pause * 2).min(PAUSE.1);
-                self.refresh_routes(call).await;
+                self.learn_from_directory(aim, call).await;
+                if self
+                    .owner_known_here(aim)
+                    .is_none_or(|known| known.group == owner.group)
+                {
+                    self.refresh_routes(call).await;
+                }
             }
             before = Some(owner);
         }
@@ -125,7 +131,7 @@ impl Server {
                 });
             }
         }
-        let route = self.route(call, || self.owner_known_here(aim)).await?;
+        let route = self.route(call, aim).await?;
         Ok(Owner {
             group: route.group,
             generation: route.generation,

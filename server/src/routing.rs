@@ -17,8 +17,9 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::directory::Route;
+use crate::directory::{Named, Route};
 use crate::failure::{Effect, Failure, Reason};
+use crate::owner::Aim;
 use crate::server::Server;
 
 /// Marks a forwarded request.
@@ -138,7 +139,7 @@ impl Server {
                 Some(store) => self.ask_store(store, call, &remote).await,
                 None => Err(Failure::new(
                     Reason::NoGroup,
-                    format!("group {group} is nowhere to be found"),
+                    format!("group {} is nowhere to be found", Named(group)),
                 )),
             };
             let failure = match result {
@@ -176,7 +177,7 @@ impl Server {
                 pause = (pause * 2).min(PAUSE.1);
                 if self.pick(group, None, &failed).is_none() {
                     failed.clear();
-                    self.refresh_routes(call).await;
+                    self.refresh_group(group, call).await;
                     if outdated() {
                         return Err(doubtful(no_longer_owner(group), in_doubt));
                     }
@@ -185,7 +186,7 @@ impl Server {
         }
     }
 
-    async fn ask_store<T, R>(
+    pub(crate) async fn ask_store<T, R>(
         &self,
         store: u64,
         call: Call,
@@ -268,14 +269,16 @@ impl Server {
         }
     }
 
-    /// What `look_up` finds in the directory, asking the other stores if it finds nothing there.
-    pub(crate) async fn route(
-        &self,
-        call: Call,
-        look_up: impl Fn() -> Option<Arc<Route>>,
-    ) -> Result<Arc<Route>, Failure> {
+    /// The group that a request is about: as this store has in mind, else as the directory says, else as
+    /// any other store does.
+    pub(crate) async fn route(&self, call: Call, aim: Aim<'_>) -> Result<Arc<Route>, Failure> {
+        let look_up = || self.owner_known_here(aim);
         let mut pause = PAUSE.0;
         loop {
+            if let Some(route) = look_up() {
+                return Ok(route);
+            }
+            self.learn_from_directory(aim, call).await;
             if let Some(route) = look_up() {
                 return Ok(route);
             }
@@ -318,7 +321,10 @@ impl Server {
             Some(message) => Failure::new(Reason::NoQuorum, message),
             None => Failure::new(
                 Reason::Timeout,
-                format!("no leader of group {group} answered in time; try again"),
+                format!(
+                    "no leader of group {} answered in time; try again",
+                    Named(group)
+                ),
             ),
         }
     }
@@ -338,8 +344,8 @@ impl Server {
         let needed = route.stores.len() / 2 + 1;
         (up.len() < needed).then(|| {
             format!(
-                "no quorum: group {group} needs {needed} of its stores {:?}, and {down:?} cannot be reached from store {}",
-                route.stores, self.me
+                "no quorum: group {} needs {needed} of its stores {:?}, and {down:?} cannot be reached from store {}",
+                Named(group), route.stores, self.me
             )
         })
     }

@@ -14,6 +14,7 @@ use polyraft_store::{RocksDisk, SharedData, StoreMeta};
 use tokio::time::timeout;
 
 use crate::directory::Route;
+use crate::directory::publish::Publishing;
 use crate::instances::{Instance, Instances};
 use crate::kv::Kv;
 use crate::peers::Peers;
@@ -39,6 +40,8 @@ pub(crate) struct Server {
     pub(crate) meta: StoreMeta<RocksDisk>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) directory: crate::directory::Directory,
+    /// What the directory that all stores keep together is to be told.
+    pub(crate) publishing: Publishing,
     pub(crate) started: Instant,
     pub(crate) draining: AtomicBool,
     /// Serialises changes of what the server keeps in `meta`.

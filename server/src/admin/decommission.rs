@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use crate::directory::{DIRECTORY, Named};
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::{
     Blocked, ChangeKind, ChangeMembersRequest, DecommissionStoreRequest, DecommissionStoreResponse,
@@ -17,6 +18,9 @@ use crate::server::{Server, futures_join, status_of};
 
 /// Groups that move at the same time.
 const AT_ONCE: usize = 4;
+
+/// Replicas of the directory that it keeps while stores leave.
+const DIRECTORY_MIN: usize = 3;
 
 /// What is to become of the replica of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +191,8 @@ fn plan(group: &Group, leaves: u64, takers: &BTreeMap<u64, usize>) -> Plan {
     let free = takers.iter().filter(|(store, _)| free(store));
     match free.min_by_key(|(store, count)| (**count, **store)) {
         Some((to, _)) => Plan::Move { to: *to },
+        // It has more replicas where there are more stores.
+        None if group.group == DIRECTORY && members.len() > DIRECTORY_MIN => Plan::Remove,
         None => Plan::Blocked(format!(
             "every other store that could take a replica has one: stores {:?}; add a store, or take the \
              vote away (`polyraft group remove {} --store {leaves}`)",
@@ -194,7 +200,7 @@ fn plan(group: &Group, leaves: u64, takers: &BTreeMap<u64, usize>) -> Plan {
                 .iter()
                 .map(|member| member.store)
                 .collect::<Vec<_>>(),
-            group.group
+            Named(group.group)
         )),
     }
 }
@@ -231,5 +237,14 @@ mod tests {
             panic!("nobody can take it");
         };
         assert!(why.contains("add a store"), "{why}");
+        // The directory has a replica less if it must.
+        let five = [1, 2, 3, 4, 5].map(|store| (store, Voter));
+        let directory = |members: &[(u64, MemberRole)]| Group {
+            group: DIRECTORY,
+            ..group(members)
+        };
+        assert_eq!(plan(&directory(&five), 1, &takers), Plan::Remove);
+        assert_eq!(plan(&directory(&all), 1, &takers), Plan::Move { to: 5 });
+        assert!(matches!(plan(&directory(&all), 1, &few), Plan::Blocked(_)));
     }
 }

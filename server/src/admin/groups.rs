@@ -1,27 +1,24 @@
 //! Groups that are created and destroyed while the stores run.
 //!
-//! The number of a group is never used twice: each store keeps, durably, the lowest number it would
-//! still grant, and a number, or a row of them, is taken once a majority of the stores has granted it. Two
-//! majorities have a store in common, and that store grants a number once.
+//! The number of a group is never used twice: the directory grants them, each once. Those of the system's
+//! groups are above all that it grants, and no request of a user's ends one of these groups.
 
-use bytes::Bytes;
 use polyraft_core::ReplicaId;
 use polyraft_multiraft::{Epoch, GroupDescriptor, GroupId, KeyRange, Member, StoreId};
 use tonic::Status;
 
 use super::view;
+use crate::directory::command::Numbers;
+use crate::directory::{DIRECTORY, FIRST_OF_THE_SYSTEM, Named};
 use crate::embed::new_descriptor;
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::internal_client::InternalClient;
 use crate::proto::admin::{
     CreateReplicaRequest, DestroyGroupRequest, DestroyReplicaRequest, Group, MemberRole,
-    ReserveGroupRequest, ReserveGroupResponse,
 };
 use crate::routing::Call;
 use crate::server::{Server, futures_join};
 
-/// Under this name `meta` keeps the lowest number that this store would grant.
-const NEXT_GROUP: &[u8] = b"next-group";
 /// No replica of a new group gets this id or a higher one: there is always a next one.
 const REPLICA_MAX: u64 = 1 << 62;
 
@@ -29,96 +26,6 @@ const REPLICA_MAX: u64 = 1 << 62;
 type Failures = Vec<(u64, Failure)>;
 
 impl Server {
-    /// Grants `count` numbers from `group` on if those and all higher ones are free as far as this
-    /// store knows.
-    pub(super) fn reserve(&self, group: u64, count: u64) -> Result<ReserveGroupResponse, Failure> {
-        let _guard = self.reservations.lock();
-        let internal =
-            |error: &dyn std::fmt::Display| Failure::new(Reason::Internal, error.to_string());
-        let kept = self
-            .meta
-            .get_server(NEXT_GROUP)
-            .map_err(|error| internal(&error))?;
-        let kept = kept
-            .and_then(|kept| kept[..].try_into().ok())
-            .map_or(1, u64::from_be_bytes);
-        let highest = self
-            .handle
-            .list()
-            .last()
-            .map_or(0, |replica| replica.group.0);
-        let next = kept.max(highest.saturating_add(1));
-        if group < next {
-            return Ok(ReserveGroupResponse {
-                granted: false,
-                next,
-            });
-        }
-        let Some(after) = group.checked_add(count.max(1)) else {
-            return Err(Failure::new(Reason::BadRequest, "no such group number"));
-        };
-        let value = Bytes::copy_from_slice(&after.to_be_bytes());
-        self.meta
-            .put_server(NEXT_GROUP, value)
-            .map_err(|error| internal(&error))?;
-        Ok(ReserveGroupResponse {
-            granted: true,
-            next: after,
-        })
-    }
-
-    /// `count` numbers for new groups, of which the first, at least `at_least`, is returned.
-    pub(super) async fn take_numbers(
-        &self,
-        at_least: u64,
-        count: u64,
-        call: Call,
-    ) -> Result<u64, Failure> {
-        let stores: Vec<u64> = self.peers.addresses().into_keys().collect();
-        let mut number = at_least;
-        loop {
-            let answers = futures_join(
-                stores
-                    .iter()
-                    .map(|store| self.reserve_at(*store, number, count, call)),
-            )
-            .await;
-            let answers: Vec<_> = answers.into_iter().flatten().collect();
-            let granted = answers.iter().filter(|answer| answer.granted).count();
-            if granted > stores.len() / 2 {
-                return Ok(number);
-            }
-            if answers.len() <= stores.len() / 2 || tokio::time::Instant::now() >= call.deadline {
-                let text = format!(
-                    "no quorum: a new group needs a majority of the stores {stores:?}, and {} answered",
-                    answers.len()
-                );
-                return Err(Failure::new(Reason::NoQuorum, text));
-            }
-            let next = answers.iter().map(|answer| answer.next).max();
-            number = next.unwrap_or(0).max(number + 1);
-        }
-    }
-
-    async fn reserve_at(
-        &self,
-        store: u64,
-        group: u64,
-        count: u64,
-        call: Call,
-    ) -> Option<ReserveGroupResponse> {
-        if store == self.me {
-            return self.reserve(group, count).ok();
-        }
-        let mut client = InternalClient::new(self.peers.channel(store)?);
-        let request = call.forward(ReserveGroupRequest { group, count });
-        client
-            .reserve_group(request)
-            .await
-            .ok()
-            .map(tonic::Response::into_inner)
-    }
-
     pub(super) async fn create_group(&self, stores: &[u64], call: Call) -> Result<Group, Failure> {
         let mut distinct = stores.to_vec();
         distinct.sort_unstable();
@@ -141,7 +48,7 @@ impl Server {
             let text = "the cluster has no ranges yet: run `polyraft init` first";
             return Err(Failure::new(Reason::NotInitialised, text));
         }
-        let number = self.take_numbers(1, 1, call).await?;
+        let number = self.take_numbers(Numbers::Groups, 1, call).await?;
         let descriptor = new_descriptor(number, None, stores);
         let failures = self.create_replicas(&descriptor, call).await;
         let created = stores.len() - failures.len();
@@ -254,6 +161,7 @@ impl Server {
         call: Call,
     ) -> Result<Vec<u64>, Failure> {
         let group = request.group;
+        not_of_the_system(group)?;
         // What was known of a group that lives elsewhere may name stores that it left long ago: they would
         // agree, and its members go on.
         if self.handle.descriptor(GroupId(group)).is_none() {
@@ -288,6 +196,7 @@ impl Server {
             return Err(Failure::new(Reason::NoQuorum, text).of_unknown_effect());
         }
         self.directory.forget(group);
+        self.publishing.destroyed(group);
         Ok(failed.into_iter().map(|(store, _)| store).collect())
     }
 
@@ -306,6 +215,7 @@ impl Server {
 
     /// Destroys this store's replica and lets none come back.
     pub(super) async fn destroy_replica(&self, group: u64, call: Call) -> Result<(), Failure> {
+        not_of_the_system(group)?;
         let forever = ReplicaId(u64::MAX);
         let destroy = |respond| {
             self.handle
@@ -327,6 +237,21 @@ impl Server {
     }
 }
 
+/// Refuses what would end one of the groups that the cluster itself lives by.
+///
+/// # Errors
+/// It is one.
+fn not_of_the_system(group: u64) -> Result<(), Failure> {
+    if group < FIRST_OF_THE_SYSTEM {
+        return Ok(());
+    }
+    let text = format!(
+        "group {} belongs to the system: the cluster lives by it, and it is never destroyed",
+        Named(group)
+    );
+    Err(Failure::new(Reason::Refused, text))
+}
+
 /// The descriptor in a request of another store.
 pub(super) fn requested_descriptor(
     request: &CreateReplicaRequest,
@@ -339,7 +264,8 @@ pub(super) fn requested_descriptor(
     let valid = request.members.iter().all(|m| {
         (1..REPLICA_MAX).contains(&m.replica) && m.store > 0 && m.role() != MemberRole::Learner
     });
-    if request.group == 0 || request.members.is_empty() || !increasing || !valid {
+    let known = (1..FIRST_OF_THE_SYSTEM).contains(&request.group) || request.group == DIRECTORY;
+    if !known || request.members.is_empty() || !increasing || !valid {
         return Err(malformed("a new group with a malformed description"));
     }
     let range = request.start.clone().map(|start| KeyRange {

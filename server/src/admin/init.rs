@@ -12,6 +12,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::joining::{say_hello, shown};
 use super::plan::{PLAN, Plan};
+use crate::directory::command::{Command, Reply};
+use crate::directory::lead::replicas_at_first;
+use crate::directory::{DIRECTORY, Named};
 use crate::embed::new_descriptor;
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::admin_client::AdminClient;
@@ -123,7 +126,7 @@ impl Server {
         if let Some(group) = known.first() {
             let text = format!(
                 "group {} exists, and this store knows of no init",
-                group.group
+                Named(group.group)
             );
             return Err(Failure::new(Reason::Refused, text));
         }
@@ -138,10 +141,8 @@ impl Server {
     }
 
     async fn carry_out(&self, plan: &Plan, call: Call) -> Result<(), Failure> {
-        // Later groups get higher numbers than the ranges, wherever they are created.
-        if self.handle.list().is_empty() {
-            self.take_numbers(plan.groups, 1, call).await?;
-        }
+        // First of all: later groups get higher numbers than the ranges, wherever they are created.
+        self.begin_directory(plan, call).await?;
         let numbers: Vec<u64> = (1..=plan.groups).collect();
         for some in numbers.chunks(CREATIONS) {
             let each = some.iter().map(|number| {
@@ -151,14 +152,32 @@ impl Server {
                 async move { self.create_replicas(&descriptor, call).await }
             });
             if let Some((store, failure)) = futures_join(each).await.into_iter().flatten().next() {
-                let text = format!("store {store}: {}; run init again", failure.message);
-                return Err(Failure {
-                    message: text,
-                    ..failure
-                });
+                return Err(again(store, failure));
             }
         }
         Ok(())
+    }
+
+    /// Creates the directory, and tells it which stores and numbers there are.
+    async fn begin_directory(&self, plan: &Plan, call: Call) -> Result<(), Failure> {
+        let stores = &plan.stores[..replicas_at_first(plan.stores.len())];
+        let descriptor = new_descriptor(DIRECTORY, None, stores);
+        let failures = self.create_replicas(&descriptor, call).await;
+        if let Some((store, failure)) = failures.into_iter().next() {
+            return Err(again(store, failure));
+        }
+        let address = |store: &u64| (*store, self.peers.address(*store).unwrap_or_default());
+        let begin = Command::Begin {
+            groups: plan.groups,
+            stores: plan.stores.iter().map(address).collect(),
+        };
+        match self.change_directory(&begin, call).await? {
+            Reply::Done => Ok(()),
+            other => {
+                let text = format!("told to begin, the directory answered {other:?}");
+                Err(Failure::new(Reason::Internal, text))
+            }
+        }
     }
 
     /// All stores that are known, once each of them has joined and can be heard.
@@ -210,6 +229,14 @@ impl Server {
             instance: self.instance.id,
             incarnation: self.instance.incarnation,
         }
+    }
+}
+
+/// An init that was cut short at a store.
+fn again(store: u64, failure: Failure) -> Failure {
+    Failure {
+        message: format!("store {store}: {}; run init again", failure.message),
+        ..failure
     }
 }
 

@@ -24,9 +24,9 @@ use crate::proto::admin::{
     ListGroupsResponse, ListRangesRequest, ListRangesResponse, ListReplicasRequest,
     ListReplicasResponse, LookAtRangeRequest, LookAtRangeResponse, MergeRangesRequest,
     MergeRangesResponse, MoveReplicaRequest, MoveReplicaResponse, QuarantineReplicaRequest,
-    QuarantineReplicaResponse, ReserveGroupRequest, ReserveGroupResponse, SettleRangeRequest,
-    SettleRangeResponse, SplitRangeRequest, SplitRangeResponse, StatusRequest, StatusResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    QuarantineReplicaResponse, SettleRangeRequest, SettleRangeResponse, SplitRangeRequest,
+    SplitRangeResponse, StatusRequest, StatusResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use crate::routing::Call;
 use crate::server::Server;
@@ -52,14 +52,6 @@ impl Internal for InternalService {
     async fn begin(&self, _: Request<BeginRequest>) -> Result<Response<BeginResponse>, Status> {
         // The cluster has begun.
         Ok(Response::new(BeginResponse {}))
-    }
-
-    async fn reserve_group(
-        &self,
-        request: Request<ReserveGroupRequest>,
-    ) -> Result<Response<ReserveGroupResponse>, Status> {
-        let ReserveGroupRequest { group, count } = request.into_inner();
-        Ok(Response::new(self.0.reserve(group, count)?))
     }
 
     async fn create_replica(
@@ -237,13 +229,6 @@ impl Internal for BeforeJoining {
     async fn begin(&self, _: Request<BeginRequest>) -> Result<Response<BeginResponse>, Status> {
         self.0.begin().await?;
         Ok(Response::new(BeginResponse {}))
-    }
-
-    async fn reserve_group(
-        &self,
-        _: Request<ReserveGroupRequest>,
-    ) -> Result<Response<ReserveGroupResponse>, Status> {
-        not_joined()
     }
 
     async fn create_replica(

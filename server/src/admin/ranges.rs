@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::merges::no_range;
 use super::view;
 use crate::client::{RangeCache, Route};
+use crate::directory::command::Numbers;
 use crate::failure::{Failure, Reason};
 use crate::kv::KEY_BYTES_MAX;
 use crate::owner::Aim;
@@ -166,7 +167,8 @@ impl Server {
                 already,
             });
         }
-        let number = self.take_numbers(1, inside.len() as u64, call).await?;
+        let count = inside.len() as u64;
+        let number = self.take_numbers(Numbers::Groups, count, call).await?;
         let pieces = (number..).zip(inside).map(|(group, start)| SplitPiece {
             start,
             group: GroupId(group),

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::merges::holds;
 use super::view;
+use crate::directory::{DIRECTORY, Named};
 use crate::failure::{Failure, Reason};
 use crate::owner::Aim;
 use crate::proto::admin::admin_client::AdminClient;
@@ -190,8 +191,8 @@ impl Admin for AdminService {
 }
 
 impl Server {
-    fn status_here(&self) -> StoreStatus {
-        let stats = self.handle.stats();
+    pub(crate) fn status_here(&self) -> StoreStatus {
+        let stats = self.stats_of_ranges();
         let counters = self.counters();
         StoreStatus {
             store: self.me,
@@ -314,7 +315,7 @@ impl Server {
         if request.local {
             let group = match aim {
                 Aim::Group(group) => group,
-                key => self.route(call, || self.owner_known_here(key)).await?.group,
+                key => self.route(call, key).await?.group,
             };
             return self.describe_here(group, call).await;
         }
@@ -378,13 +379,17 @@ impl Server {
         if call.forwarded || self.route_of_group(group).is_some() {
             return Ok(());
         }
-        self.refresh_routes(call).await;
+        match group {
+            DIRECTORY => self.locate_directory(call).await,
+            _ => self.refresh_routes(call).await,
+        }
         match self.route_of_group(group) {
             Some(_) => Ok(()),
             None => Err(Failure::new(
                 Reason::BadRequest,
                 format!(
-                    "no store that can be reached knows group {group}; `polyraft group list` shows all"
+                    "no store that can be reached knows group {}; `polyraft group list` shows all",
+                    Named(group)
                 ),
             )),
         }

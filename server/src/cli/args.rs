@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::balance::BalanceVerb;
+use super::directory::DirectoryVerb;
 use super::range::RangeVerb;
 use super::scan::ScanArguments;
 use super::store::StoreVerb;
+use crate::directory::{DIRECTORY, Named};
 use crate::peers::parse_peer;
 
 const EXAMPLES: &str = "\
@@ -97,6 +100,21 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: GroupVerb,
     },
+    /// What the cluster knows of itself: where every group is, and which stores there are.
+    #[command(
+        after_help = "Examples:\n  polyraft directory list\n  polyraft directory stores\n  \
+        polyraft directory new-store"
+    )]
+    Directory {
+        #[command(subcommand)]
+        verb: DirectoryVerb,
+    },
+    /// What should change in the cluster, and why.
+    #[command(after_help = "Example:\n  polyraft balance explain")]
+    Balance {
+        #[command(subcommand)]
+        verb: BalanceVerb,
+    },
     /// Ranges of keys: list, describe, split, merge; moving their replicas.
     #[command(
         after_help = "Examples:\n  polyraft range list\n  polyraft range describe --key color\n  \
@@ -146,6 +164,8 @@ impl Verb {
             Self::Start(_) | Self::Demo(_) => Output::Table,
             Self::Init { connection, .. } | Self::Status { connection } => connection.output,
             Self::Group { verb } => verb.connection().output,
+            Self::Balance { verb } => verb.connection().output,
+            Self::Directory { verb } => verb.connection().output,
             Self::Range { verb } => verb.connection().output,
             Self::Store { verb } => verb.connection().output,
             Self::Load(arguments) => arguments.connection.output,
@@ -330,7 +350,8 @@ pub(super) enum GroupVerb {
         after_help = "Examples:\n  polyraft group describe 7\n  polyraft group describe 7 --local --endpoints 127.0.0.1:7102"
     )]
     Describe {
-        /// Number of the group.
+        /// Number of the group, or `directory`.
+        #[arg(value_parser = parse_group)]
         group: u64,
         /// Ask the first endpoint for its own replica instead.
         #[arg(long)]
@@ -352,7 +373,8 @@ pub(super) enum GroupVerb {
         after_help = "Examples:\n  polyraft group destroy 1001\n  polyraft group destroy 7 --force"
     )]
     Destroy {
-        /// Number of the group.
+        /// Number of the group, or `directory`.
+        #[arg(value_parser = parse_group)]
         group: u64,
         /// Also a group with a range of keys, which no group holds from then on.
         #[arg(long)]
@@ -375,7 +397,8 @@ pub(super) enum GroupVerb {
     /// Replace one member by another in one joint change.
     #[command(after_help = "Example:\n  polyraft group replace 7 --from 1 --to 4")]
     Replace {
-        /// Number of the group.
+        /// Number of the group, or `directory`.
+        #[arg(value_parser = parse_group)]
         group: u64,
         /// Store of the member that goes.
         #[arg(long)]
@@ -389,7 +412,8 @@ pub(super) enum GroupVerb {
     /// Move the leadership.
     #[command(after_help = "Example:\n  polyraft group transfer 7 --to 2")]
     Transfer {
-        /// Number of the group.
+        /// Number of the group, or `directory`.
+        #[arg(value_parser = parse_group)]
         group: u64,
         /// Store of the new leader.
         #[arg(long)]
@@ -401,7 +425,8 @@ pub(super) enum GroupVerb {
 
 #[derive(Debug, Args)]
 pub(super) struct OneMember {
-    /// Number of the group.
+    /// Number of the group, or `directory`.
+    #[arg(value_parser = parse_group)]
     pub(super) group: u64,
     /// Store of the member.
     #[arg(long)]
@@ -499,6 +524,15 @@ pub(super) enum KvVerb {
         polyraft kv scan --reverse --limit 1\n  polyraft kv scan --group 1001 -o json"
     )]
     Scan(ScanArguments),
+}
+
+/// The number of a group, or the name of one of the system's.
+pub(super) fn parse_group(text: &str) -> Result<u64, String> {
+    if text == Named(DIRECTORY).to_string() {
+        return Ok(DIRECTORY);
+    }
+    let wrong = || format!("{text:?} is no number of a group, nor `directory`");
+    text.parse().map_err(|_| wrong())
 }
 
 /// Reads `HOST:PORT`; names are resolved when they are used.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::args::{Connection, GroupVerb, OneMember};
 use super::error::Error;
 use super::output::{hex, quoted, show, table};
+use crate::directory::{FIRST_OF_THE_SYSTEM, Named};
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::{
     ChangeKind, ChangeMembersRequest, CreateGroupRequest, DescribeGroupRequest,
@@ -57,8 +58,12 @@ async fn list(connection: &Connection) -> Result<(), Error> {
             |mut c, r| async move { c.list_groups(r).await },
         )
         .await?;
+    let of_users = |group: &&Group| group.group < FIRST_OF_THE_SYSTEM;
+    let (users, system): (Vec<&Group>, Vec<&Group>) = answer.groups.iter().partition(of_users);
+    let each = |groups: Vec<&Group>| groups.into_iter().map(group_json).collect::<Vec<_>>();
     let json = json!({
-        "groups": answer.groups.iter().map(group_json).collect::<Vec<_>>(),
+        "groups": each(users),
+        "system": each(system),
         "unreachable": answer.unreachable,
     });
     show(connection.output, &json, || {
@@ -68,7 +73,7 @@ async fn list(connection: &Connection) -> Result<(), Error> {
         let rows = answer.groups.iter().map(|group| {
             let (start, end) = bounds(group);
             [
-                group.group.to_string(),
+                Named(group.group).to_string(),
                 start,
                 end,
                 stores(group),
@@ -160,7 +165,7 @@ fn describe_table(d: &DescribeGroupResponse) -> String {
         "group {} as store {} ({}) sees it\n  range      {start} .. {end}\n  epoch      membership {}, range {}\n  \
          leader     {}   term {}   vote for replica {}\n  log        {}..{} (last term {}), {} bytes cached\n  \
          commit {}   applied {}   flushed {}\n",
-        group.group,
+        Named(group.group),
         d.store,
         d.role,
         group.membership_epoch,
@@ -271,7 +276,8 @@ async fn change(
     let changed = answer.group.unwrap_or_default();
     show(connection.output, &group_json(&changed), || {
         format!(
-            "group {group} now has members on stores {}",
+            "group {} now has members on stores {}",
+            Named(group),
             stores(&changed)
         )
     })
@@ -300,7 +306,11 @@ async fn transfer(group: u64, to: u64, connection: &Connection) -> Result<(), Er
         .await?;
     let json = json!({ "group": group, "leader_store": answer.leader_store });
     show(connection.output, &json, || {
-        format!("group {group} is handed to store {}", answer.leader_store)
+        format!(
+            "group {} is handed to store {}",
+            Named(group),
+            answer.leader_store
+        )
     })
 }
 
@@ -310,6 +320,7 @@ pub(super) fn group_json(group: &Group) -> Value {
     });
     json!({
         "group": group.group,
+        "name": Named(group.group).to_string(),
         "start_hex": group.start.as_ref().map(|start| hex(start)),
         "end_hex": group.end.as_ref().map(|end| hex(end)),
         "members": members.collect::<Vec<_>>(),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::args::{Connection, Output};
+use super::args::{Connection, Output, parse_group};
 use super::error::Error;
 use super::group::{bounds, group_json, leader, role, show_description, stores};
 use super::output::{hex, parse_hex, quoted, say, show, table};
@@ -92,7 +92,8 @@ pub(super) enum RangeVerb {
     #[command(after_help = "Example:\n  polyraft range move 7 --from 1 --to 4\n\n\
         Interrupted at any time, it goes on when it is asked again, also at another store.")]
     Move {
-        /// Number of the group.
+        /// Number of the group, or `directory`.
+        #[arg(value_parser = parse_group)]
         group: u64,
         /// Store of the member that goes.
         #[arg(long)]
@@ -118,7 +119,8 @@ pub(super) enum RangeVerb {
     /// The replicas of a group, each as its own store and the leader see it.
     #[command(after_help = "Example:\n  polyraft range replicas 7")]
     Replicas {
-        /// Number of the group.
+        /// Number of the group, or `directory`.
+        #[arg(value_parser = parse_group)]
         group: u64,
         #[command(flatten)]
         connection: Connection,

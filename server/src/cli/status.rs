@@ -83,7 +83,7 @@ pub(super) async fn status(connection: &Connection) -> Result<(), Error> {
     })
 }
 
-const HEAD: [&str; 8] = [
+const HEAD: [&str; 9] = [
     "STORE",
     "ADDRESS",
     "STATE",
@@ -91,6 +91,7 @@ const HEAD: [&str; 8] = [
     "REPLICAS",
     "LEADERS",
     "ASLEEP",
+    "DIRECTORY",
     "CONNECTED",
 ];
 
@@ -105,7 +106,17 @@ fn state(store: &StoreStatus) -> &'static str {
     }
 }
 
-fn row(store: &StoreStatus) -> [String; 8] {
+/// What it is for the directory.
+fn directory(store: &StoreStatus) -> Option<&'static str> {
+    let is = |name: &str| store.counters.get(name).is_some_and(|value| *value > 0);
+    match (is("directory_leader"), is("directory_replica")) {
+        (true, _) => Some("leader"),
+        (_, true) => Some("member"),
+        _ => None,
+    }
+}
+
+fn row(store: &StoreStatus) -> [String; 9] {
     let state = match state(store) {
         "down" => format!("DOWN: {}", store.error),
         "disk full" => "DISK FULL".to_owned(),
@@ -120,6 +131,7 @@ fn row(store: &StoreStatus) -> [String; 8] {
         store.replicas.to_string(),
         store.leaders.to_string(),
         store.asleep.to_string(),
+        directory(store).unwrap_or("-").to_owned(),
         connected.join(","),
     ]
 }
@@ -137,6 +149,7 @@ fn store_json(store: &StoreStatus) -> Value {
         "replicas": store.replicas,
         "leaders": store.leaders,
         "asleep": store.asleep,
+        "directory": directory(store),
         "connected": store.connected,
         "counters": store.counters,
         "draining": store.draining,

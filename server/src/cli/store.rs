@@ -8,6 +8,7 @@ use serde_json::json;
 use super::args::{Connection, Output};
 use super::error::Error;
 use super::output::{say, show};
+use crate::directory::Named;
 use crate::failure::{Failure, Reason};
 use crate::proto::admin::{DecommissionStoreRequest, DecommissionStoreResponse, MovePhase};
 
@@ -108,14 +109,15 @@ fn progress(answer: &DecommissionStoreResponse) -> String {
     {
         text.push_str(&format!(
             "; group {} goes to store {}",
-            moving.group, moving.to_store
+            Named(moving.group),
+            moving.to_store
         ));
     }
     if let [first, ..] = &answer.blocked[..] {
         text.push_str(&format!(
             "; {} cannot go: group {}: {}",
             answer.blocked.len(),
-            first.group,
+            Named(first.group),
             first.why
         ));
     }

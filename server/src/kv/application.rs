@@ -1,4 +1,5 @@
-//! What the groups of the ready server replicate: a map of bytes to bytes.
+//! What the groups of the ready server replicate: a map of bytes to bytes; and, in a group of the system's,
+//! the directory.
 
 use bytes::Bytes;
 use polyraft_core::EntryId;
@@ -7,6 +8,7 @@ use polyraft_store::disk::DiskError;
 use polyraft_store::{Application, GroupTxn, Sessions, SplitAt};
 
 use super::command::{Command, Reply, in_session, of_a_session};
+use crate::directory::{DIRECTORY, state};
 
 /// The key-value application. It has no state of its own: all is in the group's keys, and in its
 /// sessions.
@@ -15,6 +17,9 @@ pub struct Kv;
 
 impl Application for Kv {
     fn apply(&self, txn: &mut GroupTxn<'_>, command: &env::Command) -> Result<Bytes, DiskError> {
+        if txn.descriptor().group.0 == DIRECTORY {
+            return state::apply(txn, &command.data);
+        }
         let Some(data) = in_session(&command.data) else {
             return Plain.apply(txn, command);
         };

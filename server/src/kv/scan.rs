@@ -9,7 +9,7 @@ use polyraft_multiraft::{GroupDescriptor, GroupId, KeyRange};
 use polyraft_store::{Page, Room, Span};
 use tokio::time::Instant;
 
-use super::service::{KEY_BYTES_MAX, as_asked, too_long};
+use super::service::{KEY_BYTES_MAX, as_asked, check_group, too_long};
 use crate::client::kv_client;
 use crate::failure::{Failure, Reason};
 use crate::owner::Aim;
@@ -35,6 +35,7 @@ impl Server {
         request: ScanRequest,
         call: Call,
     ) -> Result<ScanResponse, Failure> {
+        check_group(request.group)?;
         let (span, room) = check(&request)?;
         let source = Source {
             stale: request.consistency() == Consistency::Stale,

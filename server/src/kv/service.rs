@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::command::{Command, Reply, decode_reply};
 use crate::client::kv_client;
+use crate::directory::{FIRST_OF_THE_SYSTEM, Named};
 use crate::failure::{Failure, Reason};
 use crate::owner::Aim;
 use crate::proto::kv::kv_server::Kv;
@@ -117,6 +118,7 @@ struct Wanted {
 impl Server {
     async fn get(&self, request: GetRequest, call: Call) -> Result<GetResponse, Failure> {
         check_key(&request.key)?;
+        check_group(request.group)?;
         let (key, group, hint) = (&request.key, request.group, request.hint);
         let aim = Aim::of(group, key);
         if request.consistency() == Consistency::Stale {
@@ -165,7 +167,7 @@ impl Server {
             self.check_exists(group, call).await?;
             return Ok(group);
         }
-        let route = self.route(call, || self.owner_known_here(aim)).await?;
+        let route = self.route(call, aim).await?;
         Ok(route.group)
     }
 
@@ -250,6 +252,7 @@ impl Server {
             ));
         }
         command.keys().try_for_each(check_key)?;
+        check_group(wanted.group)?;
         let once = session.map(once).transpose()?;
         let call = Call {
             once: once.is_some(),
@@ -395,6 +398,19 @@ fn applied(reply: &Bytes) -> Result<Reply, Failure> {
 fn unknown_answer() -> Failure {
     let text = "the group answered with something that this version does not know";
     Failure::new(Reason::Internal, text).of_unknown_effect()
+}
+
+/// The system's groups hold no keys of users'.
+pub(super) fn check_group(group: u64) -> Result<(), Failure> {
+    if group < FIRST_OF_THE_SYSTEM {
+        return Ok(());
+    }
+    let text = format!(
+        "group {} belongs to the system and holds no keys of users'; leave the group away, and the one \
+         that holds the key is found",
+        Named(group)
+    );
+    Err(Failure::new(Reason::BadRequest, text))
 }
 
 fn check_key(key: &Bytes) -> Result<(), Failure> {

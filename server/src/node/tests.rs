@@ -19,6 +19,8 @@ use crate::proto::admin::{CheckRangeRequest, CheckRangeResponse, ListReplicasReq
 use crate::proto::kv::{Pair, ResponseHeader, ScanPart};
 use crate::routing::Call;
 
+mod directory;
+
 /// Bound for everything that waits.
 const PATIENCE: Duration = Duration::from_secs(90);
 

@@ -530,22 +530,6 @@ pub struct HelloResponse {
 pub struct BeginRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeginResponse {}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReserveGroupRequest {
-    #[prost(uint64, tag = "1")]
-    pub group: u64,
-    /// So many numbers, `group` the first; 0: one.
-    #[prost(uint64, tag = "2")]
-    pub count: u64,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReserveGroupResponse {
-    #[prost(bool, tag = "1")]
-    pub granted: bool,
-    /// The lowest id that would be granted.
-    #[prost(uint64, tag = "2")]
-    pub next: u64,
-}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateReplicaRequest {
     #[prost(uint64, tag = "1")]
@@ -2268,31 +2252,6 @@ pub mod internal_client {
                 .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "Begin"));
             self.inner.unary(req, path, codec).await
         }
-        /// Proposes ids for new groups; granted if the store knows of no group with the first id or a higher one.
-        pub async fn reserve_group(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ReserveGroupRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ReserveGroupResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/polyraft.admin.v1.Internal/ReserveGroup",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("polyraft.admin.v1.Internal", "ReserveGroup"));
-            self.inner.unary(req, path, codec).await
-        }
         /// Creates the receiver's replica of a new group.
         pub async fn create_replica(
             &mut self,
@@ -2495,14 +2454,6 @@ pub mod internal_server {
             &self,
             request: tonic::Request<super::BeginRequest>,
         ) -> std::result::Result<tonic::Response<super::BeginResponse>, tonic::Status>;
-        /// Proposes ids for new groups; granted if the store knows of no group with the first id or a higher one.
-        async fn reserve_group(
-            &self,
-            request: tonic::Request<super::ReserveGroupRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ReserveGroupResponse>,
-            tonic::Status,
-        >;
         /// Creates the receiver's replica of a new group.
         async fn create_replica(
             &self,
@@ -2708,51 +2659,6 @@ pub mod internal_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BeginSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/polyraft.admin.v1.Internal/ReserveGroup" => {
-                    #[allow(non_camel_case_types)]
-                    struct ReserveGroupSvc<T: Internal>(pub Arc<T>);
-                    impl<
-                        T: Internal,
-                    > tonic::server::UnaryService<super::ReserveGroupRequest>
-                    for ReserveGroupSvc<T> {
-                        type Response = super::ReserveGroupResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ReserveGroupRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Internal>::reserve_group(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ReserveGroupSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

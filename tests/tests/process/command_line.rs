@@ -27,6 +27,10 @@ fn every_verb_speaks_to_people_and_to_scripts() {
         &["kv", "scan"],
         &["kv", "delete", "key"],
         &["group", "transfer", &group, "--to", "1"],
+        &["group", "describe", "directory"],
+        &["directory", "list"],
+        &["directory", "stores"],
+        &["balance", "explain"],
     ];
     for verb in verbs {
         let table = cluster.cli(verb).success().expect("works");
@@ -42,9 +46,11 @@ fn every_verb_speaks_to_people_and_to_scripts() {
             .lines()
             .filter(|l| l.contains("1,2,3") || l.contains("1, 2, 3"))
             .count(),
-        8,
+        9,
         "{table}"
     );
+    let system = table.lines().filter(|l| l.contains("directory"));
+    assert_eq!(system.count(), 1, "{table}");
 }
 
 #[test]

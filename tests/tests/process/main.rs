@@ -9,6 +9,7 @@ mod beginnings;
 mod command_line;
 mod command_line_manners;
 mod crashes;
+mod directory;
 mod groups;
 mod identity;
 mod membership;
